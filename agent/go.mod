@@ -1,0 +1,3 @@
+module github.com/sallyport-pki/sallyport/agent
+
+go 1.26

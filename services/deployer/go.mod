@@ -1,0 +1,3 @@
+module github.com/sallyport-pki/sallyport/services/deployer
+
+go 1.26

@@ -1,0 +1,3 @@
+module github.com/sallyport-pki/sallyport/services/inventory
+
+go 1.26

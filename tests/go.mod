@@ -1,0 +1,3 @@
+module github.com/sallyport-pki/sallyport/tests
+
+go 1.26
