@@ -1,0 +1,177 @@
+package fault
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+)
+
+// Domain is the ErrorInfo domain of every Sallyport error (AIP-193).
+const Domain = "sallyport"
+
+// Reasons that this package gives itself.
+const (
+	ReasonInvalidField     = "INVALID_FIELD"
+	ReasonInternal         = "INTERNAL"
+	ReasonCanceled         = "CANCELED"
+	ReasonDeadlineExceeded = "DEADLINE_EXCEEDED"
+	ReasonUnavailable      = "UNAVAILABLE"
+	ReasonUnimplemented    = "UNIMPLEMENTED"
+)
+
+var kindCodes = [...]codes.Code{
+	codes.Internal, codes.InvalidArgument, codes.NotFound, codes.AlreadyExists, codes.Aborted, codes.FailedPrecondition,
+	codes.Unauthenticated, codes.PermissionDenied, codes.ResourceExhausted, codes.Unavailable, codes.FailedPrecondition,
+}
+
+// metaKind carries the kind where two kinds share one code.
+const metaKind = "kind"
+
+// Code is the gRPC code of the kind.
+func (k Kind) Code() codes.Code {
+	if int(k) < len(kindCodes) {
+		return kindCodes[k]
+	}
+	return codes.Internal
+}
+
+// GRPCStatus gives the status with ErrorInfo, and BadRequest and RetryInfo
+// where they apply. The cause is left out.
+func (e *Error) GRPCStatus() *status.Status {
+	info := &errdetails.ErrorInfo{Reason: e.Reason, Domain: Domain, Metadata: maps.Clone(e.Meta)}
+	if e.Kind == Permanent {
+		if info.Metadata == nil {
+			info.Metadata = map[string]string{}
+		}
+		info.Metadata[metaKind] = e.Kind.String()
+	}
+	st := status.New(e.Kind.Code(), e.text())
+	out, err := st.WithDetails(info)
+	if err != nil {
+		return st
+	}
+	if e.Field != "" {
+		bad := &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field, Description: e.Message, Reason: e.Reason}}}
+		if with, err := out.WithDetails(bad); err == nil {
+			out = with
+		}
+	}
+	if e.RetryAfter > 0 {
+		if with, err := out.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)}); err == nil {
+			out = with
+		}
+	}
+	return out
+}
+
+// Of finds the *Error in err: by errors.As, or from a gRPC status. A status of
+// somebody else's (no ErrorInfo of our domain) keeps its kind by code, with the
+// code's name as reason. Anything else is Internal with err as Cause. Of(nil)
+// is nil.
+func Of(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	var e *Error
+	if errors.As(err, &e) {
+		return e
+	}
+	switch {
+	case errors.Is(err, context.Canceled):
+		return &Error{Kind: Transient, Reason: ReasonCanceled, Message: "canceled", Cause: err}
+	case errors.Is(err, context.DeadlineExceeded):
+		return &Error{Kind: Transient, Reason: ReasonDeadlineExceeded, Message: "deadline exceeded", Cause: err}
+	}
+	if st, ok := status.FromError(err); ok {
+		return ofStatus(st)
+	}
+	return &Error{Kind: Internal, Reason: ReasonInternal, Message: "internal error", Cause: err}
+}
+
+func ofStatus(st *status.Status) *Error {
+	e := &Error{Message: st.Message()}
+	for _, d := range st.Details() {
+		switch d := d.(type) {
+		case *errdetails.ErrorInfo:
+			if d.Domain == Domain {
+				e.Reason, e.Meta = d.Reason, d.Metadata
+			}
+		case *errdetails.BadRequest:
+			if len(d.FieldViolations) > 0 {
+				e.Field, e.Message = d.FieldViolations[0].Field, d.FieldViolations[0].Description
+			}
+		case *errdetails.RetryInfo:
+			e.RetryAfter = d.RetryDelay.AsDuration()
+		}
+	}
+	e.Kind = kindOfCode(st.Code())
+	if e.Meta[metaKind] == Permanent.String() {
+		e.Kind = Permanent
+		delete(e.Meta, metaKind)
+	}
+	if e.Reason == "" {
+		e.Reason = reasonOfCode(st.Code())
+	}
+	return e
+}
+
+func kindOfCode(c codes.Code) Kind {
+	switch c {
+	case codes.InvalidArgument, codes.OutOfRange:
+		return InvalidArgument
+	case codes.NotFound:
+		return NotFound
+	case codes.AlreadyExists:
+		return AlreadyExists
+	case codes.Aborted:
+		return Conflict
+	case codes.FailedPrecondition:
+		return Precondition
+	case codes.Unauthenticated:
+		return Unauthenticated
+	case codes.PermissionDenied:
+		return Denied
+	case codes.ResourceExhausted:
+		return Exhausted
+	case codes.Unavailable, codes.Canceled, codes.DeadlineExceeded:
+		return Transient
+	case codes.Unimplemented:
+		return Permanent
+	}
+	return Internal
+}
+
+func reasonOfCode(c codes.Code) string {
+	switch c {
+	case codes.Canceled:
+		return ReasonCanceled
+	case codes.DeadlineExceeded:
+		return ReasonDeadlineExceeded
+	case codes.Unavailable:
+		return ReasonUnavailable
+	case codes.Unimplemented:
+		return ReasonUnimplemented
+	case codes.InvalidArgument:
+		return "INVALID_ARGUMENT"
+	case codes.NotFound:
+		return "NOT_FOUND"
+	case codes.AlreadyExists:
+		return "ALREADY_EXISTS"
+	case codes.Aborted:
+		return "ABORTED"
+	case codes.FailedPrecondition:
+		return "FAILED_PRECONDITION"
+	case codes.Unauthenticated:
+		return "UNAUTHENTICATED"
+	case codes.PermissionDenied:
+		return "PERMISSION_DENIED"
+	case codes.ResourceExhausted:
+		return "RESOURCE_EXHAUSTED"
+	}
+	return ReasonInternal
+}
