@@ -1,0 +1,215 @@
+// Package db gives a service its own database: SQLite in one file by default, PostgreSQL where one machine is not enough.
+//
+// It guarantees that a nil error from Write means the change is on disk, that a failed or abandoned Write left nothing behind,
+// that the schema is the one this program knows, and that a data file is open in one process only.
+// It leaves to its callers to write portable SQL: placeholders $1..$n, the types TEXT, BIGINT, BYTEA and BOOLEAN, times as
+// BIGINT microseconds (FromTime, Time), JSON as TEXT, ON CONFLICT. After a failed statement a transaction must be given up,
+// because PostgreSQL refuses everything that follows.
+package db
+
+import (
+	"context"
+	"database/sql"
+	"io/fs"
+	"os"
+	"regexp"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+)
+
+const (
+	SQLite   = "sqlite"
+	Postgres = "postgres"
+)
+
+// Config says where a service keeps its data.
+type Config struct {
+	// Driver is "sqlite" or "postgres".
+	Driver string `yaml:"driver"`
+	// DSN is the path of the data file (sqlite), whose directory must exist and be on a local file system, or a
+	// PostgreSQL connection string or URL. A password in it belongs into a PGPASSFILE or PGPASSWORD instead.
+	DSN string `yaml:"dsn"`
+}
+
+// Validate reports the first field that is wrong.
+func (c Config) Validate() error {
+	if c.Driver != SQLite && c.Driver != Postgres {
+		return fault.Invalid("database.driver", "want %q or %q, not %q", SQLite, Postgres, c.Driver)
+	}
+	if c.DSN == "" {
+		return fault.Invalid("database.dsn", "must not be empty: give the path of the data file or a PostgreSQL connection string")
+	}
+	return nil
+}
+
+// Tx is one transaction. It must not be used after the function it was given to has returned.
+type Tx interface {
+	Exec(ctx context.Context, query string, args ...any) (sql.Result, error)
+	Query(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRow(ctx context.Context, query string, args ...any) *sql.Row
+	// Notify wakes those who Listen to topic, in this process, once the transaction is committed.
+	Notify(topic string)
+}
+
+// DB is one service's database. Its methods may be called concurrently.
+type DB struct {
+	name     string // what error messages call it: the file, or the host
+	instance string
+	reads    *sql.DB
+	writes   *sql.DB
+	writer   *writer  // SQLite only
+	lock     *os.File // SQLite only
+	topics   topics
+}
+
+var schemaName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,40}$`)
+
+// Open opens the database, creates what is missing and brings the schema up to date with the goose migrations (*.sql in the
+// root of migrations). schema names the service: PostgreSQL keeps its tables in a schema of that name, and a database of
+// another service is refused, as is one written by a newer program. Every refusal says what to do about it.
+func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if !schemaName.MatchString(schema) {
+		return nil, fault.New(fault.Internal, "INTERNAL", "database schema name %q: want lower-case letters, digits and _", schema)
+	}
+	open := openSQLite
+	if c.Driver == Postgres {
+		open = openPostgres
+	}
+	d := &DB{instance: uuid.NewString()}
+	if err := open(ctx, d, c.DSN, migrations, schema); err != nil {
+		d.Close()
+		return nil, err
+	}
+	if c.Driver == SQLite {
+		d.writer = newWriter(d.writes)
+	}
+	return d, nil
+}
+
+// Close waits for the writes that have begun, refuses those that have not, and releases the data file.
+func (d *DB) Close() error {
+	if d.writer != nil {
+		d.writer.close()
+	}
+	var first error
+	keep := func(err error) {
+		if first == nil && err != nil {
+			first = err
+		}
+	}
+	if d.reads != nil && d.reads != d.writes {
+		keep(d.reads.Close())
+	}
+	if d.writes != nil {
+		keep(d.writes.Close())
+	}
+	if d.lock != nil {
+		keep(d.lock.Close())
+	}
+	return first
+}
+
+// Instance identifies this opening of the database: it is new each time a process opens it.
+func (d *DB) Instance() string { return d.instance }
+
+// Exclusive reports that no other process can have this database open, so whatever another Instance left is a leftover.
+func (d *DB) Exclusive() bool { return d.writer != nil }
+
+type insideWrite struct{}
+
+// Write runs fn in a transaction and commits it when fn returns nil. fn does SQL and nothing that waits.
+//
+// SQLite: concurrent calls share one transaction and one fsync, each behind a savepoint, so a call that fails takes nothing
+// of the others with it; once fn runs, ctx no longer interrupts a statement, only the next one.
+// PostgreSQL: one read-committed transaction each, which is enough for UPDATE ... WHERE state IN (...): the second of two
+// updates waits for the first and looks again. After a serialization failure or deadlock fn runs again, so it must be
+// repeatable: it sets what it captures, and does not add to it.
+//
+// Errors of the storage itself (disk full, I/O error, server away) come back as fault.Transient STORAGE_UNAVAILABLE.
+func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) error {
+	if ctx.Value(insideWrite{}) != nil {
+		return fault.New(fault.Internal, "INTERNAL", "db.Write called inside db.Write: pass the transaction on instead")
+	}
+	var topics []string
+	var err error
+	if d.writer != nil {
+		topics, err = d.writer.do(ctx, fn)
+	} else {
+		topics, err = d.writePostgres(ctx, fn)
+	}
+	if err != nil {
+		return d.classify(err)
+	}
+	d.topics.wake(topics)
+	return nil
+}
+
+// Read runs fn in a read-only transaction that sees one state of the database throughout.
+func (d *DB) Read(ctx context.Context, fn func(context.Context, Tx) error) error {
+	opts := &sql.TxOptions{ReadOnly: true}
+	if d.writer == nil {
+		opts.Isolation = sql.LevelRepeatableRead
+	}
+	tx, err := d.reads.BeginTx(ctx, opts)
+	if err != nil {
+		return d.classify(err)
+	}
+	defer tx.Rollback()
+	return d.classify(fn(ctx, &plainTx{tx: tx}))
+}
+
+// Listen returns a channel that receives after each committed transaction, or several together, that called Notify(topic).
+// It is a hint from this process alone: whoever waits on it must also look by itself from time to time.
+func (d *DB) Listen(topic string) <-chan struct{} { return d.topics.listen(topic) }
+
+// plainTx is a transaction of database/sql.
+type plainTx struct {
+	tx     *sql.Tx
+	topics []string
+}
+
+func (t *plainTx) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	return t.tx.ExecContext(ctx, query, args...)
+}
+
+func (t *plainTx) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	return t.tx.QueryContext(ctx, query, args...)
+}
+
+func (t *plainTx) QueryRow(ctx context.Context, query string, args ...any) *sql.Row {
+	return t.tx.QueryRowContext(ctx, query, args...)
+}
+
+func (t *plainTx) Notify(topic string) { t.topics = append(t.topics, topic) }
+
+// Changed reports whether a statement changed any row: the answer to a compare-and-swap.
+//
+//	won, err := db.Changed(tx.Exec(ctx, `UPDATE request SET state = $1 WHERE id = $2 AND state = $3`, ...))
+func Changed(res sql.Result, err error) (bool, error) {
+	if err != nil {
+		return false, err
+	}
+	n, err := res.RowsAffected()
+	return n > 0, err
+}
+
+// FromTime is how a time is stored: microseconds since 1970 UTC; the zero time is 0.
+func FromTime(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixMicro()
+}
+
+// Time is the inverse of FromTime, in UTC.
+func Time(micros int64) time.Time {
+	if micros == 0 {
+		return time.Time{}
+	}
+	return time.UnixMicro(micros).UTC()
+}

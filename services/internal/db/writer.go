@@ -1,0 +1,248 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// maxGroup bounds how many calls share one COMMIT, and so how many one failed COMMIT hits.
+const maxGroup = 128
+
+var (
+	errClosed = errors.New("database is closed")
+	errOver   = errors.New("transaction is over")
+	errUnwind = errors.New("transaction function did not return")
+)
+
+// writer owns the one connection that writes. A call is received only when its turn has come, so one whose ctx ends while it
+// waits has not begun; its function runs in the caller's own goroutine, so panics stay where they belong.
+type writer struct {
+	pool    *sql.DB
+	conn    *sql.Conn
+	calls   chan *call
+	closing chan struct{}
+	once    sync.Once
+	stopped chan struct{}
+}
+
+type call struct {
+	turn    chan *groupTx // closed instead when the transaction could not begin
+	outcome chan error    // what the function returned
+	result  chan error    // what became of it
+}
+
+func newWriter(pool *sql.DB) *writer {
+	w := &writer{pool: pool, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{})}
+	go w.run()
+	return w
+}
+
+func (w *writer) close() {
+	w.once.Do(func() { close(w.closing) })
+	<-w.stopped
+}
+
+func (w *writer) do(ctx context.Context, fn func(context.Context, Tx) error) ([]string, error) {
+	c := &call{turn: make(chan *groupTx, 1), outcome: make(chan error, 1), result: make(chan error, 1)}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	select {
+	case w.calls <- c:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-w.closing:
+		return nil, errClosed
+	}
+	tx, ok := <-c.turn
+	if !ok {
+		return nil, <-c.result
+	}
+	c.perform(ctx, tx, fn)
+	return tx.topics, <-c.result
+}
+
+func (c *call) perform(ctx context.Context, tx *groupTx, fn func(context.Context, Tx) error) {
+	err := errUnwind
+	defer func() {
+		tx.end()
+		c.outcome <- err
+	}()
+	err = fn(context.WithValue(ctx, insideWrite{}, true), tx)
+}
+
+func (w *writer) run() {
+	defer close(w.stopped)
+	defer w.drop()
+	for {
+		select {
+		case <-w.closing:
+			return
+		case c := <-w.calls:
+			w.group(c)
+		}
+	}
+}
+
+// group runs c and the calls that arrive meanwhile in one transaction.
+func (w *writer) group(c *call) {
+	if err := w.begin(); err != nil {
+		w.drop()
+		close(c.turn)
+		c.result <- err
+		return
+	}
+	var done []*call // succeeded, waiting for the COMMIT
+	fail := func(err error) {
+		w.drop()
+		for _, c := range done {
+			c.result <- err
+		}
+	}
+	for n := 1; ; n++ {
+		err, broken := w.member(c)
+		if broken != nil {
+			c.result <- broken
+			fail(broken)
+			return
+		}
+		if err != nil {
+			c.result <- err
+		} else {
+			done = append(done, c)
+		}
+		if n == maxGroup {
+			break
+		}
+		if c = w.waiting(); c == nil {
+			break
+		}
+	}
+	if err := w.exec("COMMIT"); err != nil {
+		fail(fmt.Errorf("committing: %w", err))
+		return
+	}
+	for _, c := range done {
+		c.result <- nil
+	}
+}
+
+func (w *writer) waiting() *call {
+	select {
+	case c := <-w.calls:
+		return c
+	default:
+		return nil
+	}
+}
+
+// member runs one call behind a savepoint. broken means that the whole transaction is lost: SQLite itself rolls back after
+// a full disk or an I/O error.
+func (w *writer) member(c *call) (err, broken error) {
+	if err := w.exec("SAVEPOINT call"); err != nil {
+		close(c.turn)
+		return nil, err
+	}
+	c.turn <- &groupTx{conn: w.conn}
+	err = <-c.outcome
+	if err == nil {
+		return nil, w.exec("RELEASE call")
+	}
+	if back := w.exec("ROLLBACK TO call"); back != nil {
+		return nil, fmt.Errorf("%w (the transaction shared with it is rolled back: %v)", err, back)
+	}
+	return err, w.exec("RELEASE call")
+}
+
+func (w *writer) begin() error {
+	if w.conn == nil {
+		conn, err := w.pool.Conn(context.Background())
+		if err != nil {
+			return err
+		}
+		w.conn = conn
+	}
+	return w.exec("BEGIN IMMEDIATE")
+}
+
+func (w *writer) exec(statement string) error {
+	_, err := w.conn.ExecContext(context.Background(), statement)
+	return err
+}
+
+// drop closes the connection, which rolls back whatever is open on it; the next transaction gets a new one.
+func (w *writer) drop() {
+	if w.conn == nil {
+		return
+	}
+	w.conn.Raw(func(any) error { return driver.ErrBadConn })
+	w.conn.Close()
+	w.conn = nil
+}
+
+// groupTx is one call's part of a shared transaction. Statements run without the caller's cancellation: an interrupted
+// write would make SQLite roll back the whole transaction, the other callers' parts included.
+type groupTx struct {
+	conn   *sql.Conn
+	topics []string
+
+	mu   sync.Mutex
+	over bool
+	rows []*sql.Rows
+}
+
+func (t *groupTx) check(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.over {
+		return errOver
+	}
+	return ctx.Err()
+}
+
+func (t *groupTx) Exec(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	if err := t.check(ctx); err != nil {
+		return nil, err
+	}
+	return t.conn.ExecContext(context.WithoutCancel(ctx), query, args...)
+}
+
+func (t *groupTx) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if err := t.check(ctx); err != nil {
+		return nil, err
+	}
+	rows, err := t.conn.QueryContext(context.WithoutCancel(ctx), query, args...)
+	if err == nil {
+		t.mu.Lock()
+		t.rows = append(t.rows, rows)
+		t.mu.Unlock()
+	}
+	return rows, err
+}
+
+func (t *groupTx) QueryRow(ctx context.Context, query string, args ...any) *sql.Row {
+	if t.check(ctx) == nil {
+		ctx = context.WithoutCancel(ctx)
+	} else if ctx.Err() == nil { // over: a *sql.Row with an error can only be had through a dead ctx
+		dead, cancel := context.WithCancel(ctx)
+		cancel()
+		ctx = dead
+	}
+	return t.conn.QueryRowContext(ctx, query, args...)
+}
+
+func (t *groupTx) Notify(topic string) { t.topics = append(t.topics, topic) }
+
+// end makes sure that nothing of this call, such as an unclosed Rows, reaches into the next one.
+func (t *groupTx) end() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.over = true
+	for _, r := range t.rows {
+		r.Close()
+	}
+}
