@@ -10,9 +10,11 @@ package db
 import (
 	"context"
 	"database/sql"
+	"fmt"
 	"io/fs"
 	"os"
 	"regexp"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -212,4 +214,17 @@ func Time(micros int64) time.Time {
 		return time.Time{}
 	}
 	return time.UnixMicro(micros).UTC()
+}
+
+// In writes the placeholders of an IN list, "($4, $5)", and appends its values to args. The list of no values matches nothing.
+func In[T any](args *[]any, values []T) string {
+	if len(values) == 0 {
+		return "(NULL)"
+	}
+	var b strings.Builder
+	for i, v := range values {
+		*args = append(*args, v)
+		fmt.Fprintf(&b, "%s$%d", []string{"(", ", "}[min(i, 1)], len(*args))
+	}
+	return b.String() + ")"
 }
