@@ -1,0 +1,219 @@
+package event
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	ackWait    = 30 * time.Second // after which JetStream takes a silent consumer for dead
+	stillBusy  = 10 * time.Second // how often a slow one says that it is not
+	prefetch   = 16               // messages
+	firstRetry = time.Second      // of an event whose handler failed, doubling
+	lastRetry  = time.Minute
+)
+
+// ConsumerConfig is what a Consumer needs; all of it is required.
+type ConsumerConfig struct {
+	DB *db.DB
+	JS jetstream.JetStream
+	// Durable names the consumer at JetStream for ever: a new name begins at the first message the stream holds.
+	// Letters, digits, - and _. Replicas share one.
+	Durable string
+	// Filter lists the subjects: FactsOf, ObservationsOf.
+	Filter []string
+	// Handle does what an event asks for, in the transaction that notes the event as received: both or neither.
+	// An error of kind fault.Permanent skips the event, for ever; any other error brings it again, later.
+	Handle func(context.Context, db.Tx, *eventv1.Event) error
+	Log    *slog.Logger
+}
+
+// Consumer hands every event of its subjects to Handle, once each.
+type Consumer struct{ c ConsumerConfig }
+
+// NewConsumer validates c.
+func NewConsumer(c ConsumerConfig) (*Consumer, error) {
+	if c.DB == nil || c.JS == nil || c.Handle == nil || c.Log == nil || len(c.Filter) == 0 {
+		return nil, errors.New("event.NewConsumer: DB, JS, Filter, Handle and Log are required")
+	}
+	if c.Durable == "" || strings.ContainsAny(c.Durable, " .*>/\\\t\r\n") {
+		return nil, fmt.Errorf("event.NewConsumer: bad name %q", c.Durable)
+	}
+	return &Consumer{c: c}, nil
+}
+
+// Run consumes until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS was away. The context
+// given to Handle derives from ctx, so ctx carries the service's own identity.
+func (c *Consumer) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := c.consume(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		c.c.Log.WarnContext(ctx, "events are not being received", "consumer", c.c.Durable, "error", err)
+		sleep(ctx, time.Second+rand.N(time.Second))
+	}
+	return nil
+}
+
+func (c *Consumer) consume(ctx context.Context) error {
+	attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	cons, err := c.c.JS.CreateOrUpdateConsumer(attempt, StreamName, jetstream.ConsumerConfig{
+		Durable:        c.c.Durable,
+		FilterSubjects: c.c.Filter,
+		DeliverPolicy:  jetstream.DeliverAllPolicy,
+		AckPolicy:      jetstream.AckExplicitPolicy,
+		AckWait:        ackWait,
+		MaxDeliver:     -1,
+		MaxAckPending:  1024,
+	})
+	if err != nil {
+		return fmt.Errorf("creating the consumer: %w", err)
+	}
+	messages, err := cons.Messages(jetstream.PullMaxMessages(prefetch))
+	if err != nil {
+		return fmt.Errorf("subscribing: %w", err)
+	}
+	defer messages.Stop()
+	for {
+		m, err := messages.Next(jetstream.NextContext(ctx))
+		if err != nil {
+			return err
+		}
+		c.message(ctx, m)
+	}
+}
+
+// message handles one message and answers for it.
+func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
+	meta, err := m.Metadata()
+	if err != nil {
+		c.c.Log.ErrorContext(ctx, "message without JetStream metadata", "consumer", c.c.Durable, "error", err)
+		return
+	}
+	done := c.keepAlive(m)
+	err = c.batch(ctx, m, meta)
+	done()
+	switch {
+	case err == nil:
+		// An acknowledgement that gets lost brings the message again, and the inbox drops it.
+		err = m.DoubleAck(ctx)
+	case errors.Is(err, errUndecodable):
+		err = m.TermWithReason("undecodable")
+	default:
+		delay := firstRetry << min(meta.NumDelivered-1, 6)
+		delay = min(delay, lastRetry)
+		delay = delay/2 + rand.N(delay/2)
+		c.c.Log.WarnContext(ctx, "event not handled yet", "consumer", c.c.Durable, "stream_seq", meta.Sequence.Stream, "delivered", meta.NumDelivered, "retry_in", delay, "error", err)
+		err = m.NakWithDelay(delay)
+	}
+	if err != nil && ctx.Err() == nil {
+		c.c.Log.WarnContext(ctx, "answering for a message", "consumer", c.c.Durable, "stream_seq", meta.Sequence.Stream, "error", err)
+	}
+}
+
+// keepAlive tells JetStream that the message is being worked on, until the returned function is called.
+func (c *Consumer) keepAlive(m jetstream.Msg) func() {
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(stillBusy):
+				_ = m.InProgress() // the next one, or a redelivery, makes up for it
+			}
+		}
+	})
+	return func() { close(stop); wg.Wait() }
+}
+
+var errUndecodable = errors.New("not an EventBatch")
+
+// batch handles all events of a message in one transaction. If one of them fails, each gets its own, so that it holds up
+// none of the others.
+func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	var b eventv1.EventBatch
+	if err := proto.Unmarshal(m.Data(), &b); err != nil {
+		id := fmt.Sprintf("%s/%d", meta.Stream, meta.Sequence.Stream)
+		if err := c.skip(ctx, id, err); err != nil {
+			return err
+		}
+		return errUndecodable
+	}
+	for i, e := range b.GetEvents() {
+		if e.GetId() == "" { // nothing of ours; the place in the stream has to do
+			e.Id = fmt.Sprintf("%s/%d/%d", meta.Stream, meta.Sequence.Stream, i)
+		}
+	}
+	err := c.handle(ctx, b.GetEvents())
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	var failures []error
+	for _, e := range b.GetEvents() {
+		err := c.handle(ctx, []*eventv1.Event{e})
+		if fault.KindOf(err) == fault.Permanent {
+			err = c.skip(ctx, e.GetId(), err)
+		}
+		if err != nil {
+			failures = append(failures, fmt.Errorf("%s %s: %w", e.GetType(), e.GetId(), err))
+		}
+	}
+	return errors.Join(failures...)
+}
+
+// handle is one transaction. A panic in the handler counts as its error: the event comes again, and the stack is in the log.
+func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			c.c.Log.ErrorContext(ctx, "panic while handling an event", "consumer", c.c.Durable, "panic", r, "stack", string(debug.Stack()))
+			err = fmt.Errorf("panic: %v", r)
+		}
+	}()
+	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		for _, e := range events {
+			fresh, err := receive(ctx, tx, e.GetId(), "")
+			if err != nil {
+				return err
+			}
+			if !fresh {
+				continue
+			}
+			if err := c.c.Handle(ctx, tx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// skip notes an event that will never be handled, and why.
+func (c *Consumer) skip(ctx context.Context, id string, why error) error {
+	c.c.Log.ErrorContext(ctx, "event skipped for ever", "consumer", c.c.Durable, "event", id, "error", why)
+	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		_, err := receive(ctx, tx, id, strings.ToValidUTF8(why.Error(), "?"))
+		return err
+	})
+}
+
+// receive notes an event id and reports whether it is new.
+func receive(ctx context.Context, tx db.Tx, id, skipped string) (bool, error) {
+	return db.Changed(tx.Exec(ctx, `INSERT INTO inbox (event_id, received, error) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+		id, db.FromTime(time.Now()), skipped))
+}

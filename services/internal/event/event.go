@@ -1,0 +1,101 @@
+// Package event carries facts between services: from an outbox table, over NATS JetStream, past an inbox table.
+//
+// It guarantees that there is no committed change without its event and no event without its change; that every event
+// reaches every consumer, however long NATS, a service or a disk is away, within the age limit of the stream (StreamLimits);
+// and that a consumer's transaction handles it once. It does not guarantee order: an event's handler must bear an older one
+// arriving after a newer one.
+package event
+
+import (
+	"context"
+	"embed"
+	"io/fs"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/lease"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+const (
+	facts        = "facts"
+	observations = "observations"
+)
+
+// MaxSize bounds one event and one message, in bytes.
+const MaxSize = 512 << 10
+
+// outboxTopic is notified when a transaction emitted.
+const outboxTopic = "outbox"
+
+//go:embed *.sql
+var schema embed.FS
+
+// WithSchema adds the tables of this package and of package lease to a service's migrations. The service numbers its own
+// from 00100.
+func WithSchema(migrations fs.FS) fs.FS { return db.Merge(lease.Schema, schema, migrations) }
+
+// FactsOf is the subject of a service's state changes and denied calls. The service "*" stands for all.
+func FactsOf(service string) string { return "sallyport.v1." + service + "." + facts }
+
+// ObservationsOf is the subject of a service's heartbeats and sightings, which are not audited one by one.
+func ObservationsOf(service string) string { return "sallyport.v1." + service + "." + observations }
+
+// Emit adds a fact to the transaction's outbox. It fills what is empty: id, time, and from ctx the actor, the trace id and
+// the request id. A loop that acts alone carries its service's own identity in ctx. An event larger than MaxSize is refused.
+func Emit(ctx context.Context, tx db.Tx, e *eventv1.Event) error { return emit(ctx, tx, facts, e) }
+
+// Observe is Emit for what is seen rather than done.
+func Observe(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
+	return emit(ctx, tx, observations, e)
+}
+
+func emit(ctx context.Context, tx db.Tx, kind string, e *eventv1.Event) error {
+	if strings.Count(e.GetType(), ".") != 2 {
+		return fault.New(fault.Internal, "INTERNAL", "event type %q: want <service>.<thing>.<what happened>", e.GetType())
+	}
+	if err := fill(ctx, e); err != nil {
+		return err
+	}
+	payload, err := proto.Marshal(e)
+	if err != nil {
+		return fault.New(fault.Internal, "INTERNAL", "encoding event %s: %w", e.GetType(), err)
+	}
+	if len(payload) > MaxSize {
+		return fault.New(fault.Permanent, "EVENT_TOO_LARGE", "event %s on %s has %d bytes, more than %d", e.GetType(), e.GetSubject(), len(payload), MaxSize)
+	}
+	tx.Notify(outboxTopic)
+	_, err = tx.Exec(ctx, `INSERT INTO outbox (id, created, kind, payload) VALUES ($1, $2, $3, $4)`,
+		e.GetId(), db.FromTime(e.GetTime().AsTime()), kind, payload)
+	return err
+}
+
+func fill(ctx context.Context, e *eventv1.Event) error {
+	if e.GetId() == "" {
+		id, err := uuid.NewV7()
+		if err != nil {
+			return fault.New(fault.Internal, "INTERNAL", "making an event id: %w", err)
+		}
+		e.Id = id.String()
+	}
+	if e.GetTime() == nil {
+		e.Time = timestamppb.New(time.Now().UTC())
+	}
+	if e.GetActor() == "" {
+		e.Actor = actor(identity.FromContext(ctx))
+	}
+	return nil
+}
+
+func actor(c identity.Caller) string {
+	if c.ID.IsZero() {
+		return string(identity.RoleAnonymous)
+	}
+	return c.ID.String()
+}

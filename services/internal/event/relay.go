@@ -1,0 +1,225 @@
+package event
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/lease"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+const (
+	maxBatch    = 512                    // events in one message
+	maxInFlight = 8                      // messages published but not yet acknowledged
+	linger      = 2 * time.Millisecond   // waited after a commit for others to share its message
+	lookEvery   = 5 * time.Second        // without a nudge
+	ackTimeout  = 10 * time.Second       // for one message
+	leaseTTL    = 10 * time.Second       // until another replica takes over
+	firstPause  = 100 * time.Millisecond // after a failure, doubling
+	longPause   = 10 * time.Second
+)
+
+// RelayConfig is what a Relay needs; all of it is required.
+type RelayConfig struct {
+	DB      *db.DB
+	JS      jetstream.JetStream
+	Service string // whose outbox it is: the third part of the subject
+	Log     *slog.Logger
+}
+
+// Relay moves what waits in the outbox to JetStream. Of several replicas on one database one works at a time.
+type Relay struct {
+	c     RelayConfig
+	nudge chan struct{}
+}
+
+// NewRelay validates c.
+func NewRelay(c RelayConfig) (*Relay, error) {
+	if c.DB == nil || c.JS == nil || c.Service == "" || c.Log == nil {
+		return nil, errors.New("event.NewRelay: DB, JS, Service and Log are required")
+	}
+	return &Relay{c: c, nudge: make(chan struct{}, 1)}, nil
+}
+
+// Nudge makes the relay look at once. After a commit of this process it does so by itself.
+func (r *Relay) Nudge() {
+	select {
+	case r.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Run relays until ctx ends. While NATS or the database is away it tries again, for ever.
+func (r *Relay) Run(ctx context.Context) error {
+	emitted := r.c.DB.Listen(outboxTopic)
+	return lease.Run(ctx, r.c.DB, "outbox", leaseTTL, func(ctx context.Context) error {
+		for {
+			r.drain(ctx)
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-emitted:
+				sleep(ctx, linger)
+			case <-r.nudge:
+			case <-time.After(lookEvery):
+			}
+		}
+	})
+}
+
+// drain publishes until nothing waits or ctx ends.
+func (r *Relay) drain(ctx context.Context) {
+	failures := 0
+	for ctx.Err() == nil {
+		n, err := r.pass(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err != nil:
+			failures++
+			pause := min(firstPause<<min(failures-1, 10), longPause)
+			r.c.Log.WarnContext(ctx, "events wait in the outbox", "service", r.c.Service, "attempt", failures, "retry_in", pause, "error", err)
+			sleep(ctx, pause/2+rand.N(pause/2))
+		case n == 0:
+			return
+		default:
+			if failures > 0 {
+				r.c.Log.InfoContext(ctx, "events are published again", "service", r.c.Service, "attempts", failures)
+			}
+			failures = 0
+		}
+	}
+}
+
+// pass publishes some of what waits and marks what JetStream has stored. It gives the number of events marked.
+func (r *Relay) pass(ctx context.Context) (int, error) {
+	var all []batch
+	for _, kind := range []string{facts, observations} {
+		waiting, err := r.waiting(ctx, kind)
+		if err != nil {
+			return 0, fmt.Errorf("reading the outbox: %w", err)
+		}
+		all = append(all, waiting...)
+	}
+	stored := make([]bool, len(all))
+	var g errgroup.Group
+	g.SetLimit(maxInFlight)
+	for i, b := range all {
+		g.Go(func() error {
+			if err := r.publish(ctx, b); err != nil {
+				return err
+			}
+			stored[i] = true
+			return nil
+		})
+	}
+	failure := g.Wait()
+	if failure != nil {
+		failure = fmt.Errorf("publishing: %w", failure)
+	}
+	n, err := r.mark(ctx, all, stored)
+	if err != nil {
+		err = fmt.Errorf("marking events as published: %w", err)
+	}
+	return n, errors.Join(failure, err)
+}
+
+// batch is one message: events of one kind.
+type batch struct {
+	kind string
+	ids  []string
+	data []byte // an EventBatch
+}
+
+// waiting packs what is not published, about the oldest first. Whether an event is published is asked of its row alone, so
+// one that was committed late, with an early id, is not passed over.
+func (r *Relay) waiting(ctx context.Context, kind string) ([]batch, error) {
+	var all []batch
+	err := r.c.DB.Read(ctx, func(ctx context.Context, tx db.Tx) error {
+		rows, err := tx.Query(ctx, `SELECT id, payload FROM outbox WHERE kind = $1 AND published_at IS NULL ORDER BY id LIMIT $2`, kind, maxBatch*maxInFlight)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		var b batch
+		for rows.Next() {
+			var id string
+			var payload []byte
+			if err := rows.Scan(&id, &payload); err != nil {
+				return err
+			}
+			if len(b.ids) == maxBatch || len(b.ids) > 0 && len(b.data)+len(payload) > MaxSize {
+				all = append(all, b)
+				b = batch{}
+				if len(all) == maxInFlight {
+					return nil
+				}
+			}
+			b.kind = kind
+			b.ids = append(b.ids, id)
+			b.data = protowire.AppendTag(b.data, 1, protowire.BytesType) // EventBatch.events
+			b.data = protowire.AppendBytes(b.data, payload)
+		}
+		if len(b.ids) > 0 {
+			all = append(all, b)
+		}
+		return rows.Err()
+	})
+	return all, err
+}
+
+func (r *Relay) publish(ctx context.Context, b batch) error {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	msg := &nats.Msg{Subject: "sallyport.v1." + r.c.Service + "." + b.kind, Data: b.data}
+	_, err := r.c.JS.PublishMsg(ctx, msg, jetstream.WithMsgID(b.msgID()), jetstream.WithExpectStream(StreamName))
+	return err
+}
+
+// msgID is the same for the same events in one message, and the event's own id for one alone.
+func (b batch) msgID() string {
+	if len(b.ids) == 1 {
+		return b.ids[0]
+	}
+	h := sha256.New()
+	for _, id := range b.ids {
+		fmt.Fprintf(h, "%s\n", id)
+	}
+	return b.ids[0] + "+" + hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, error) {
+	n := 0
+	err := r.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		n = 0
+		for i, b := range all {
+			if !stored[i] {
+				continue
+			}
+			args := []any{db.FromTime(time.Now())}
+			if _, err := tx.Exec(ctx, `UPDATE outbox SET published_at = $1 WHERE id IN `+db.In(&args, b.ids), args...); err != nil {
+				return err
+			}
+			n += len(b.ids)
+		}
+		return nil
+	})
+	return n, err
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

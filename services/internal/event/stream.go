@@ -1,0 +1,86 @@
+package event
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// The streams. StreamName holds what services tell each other; AuditStream the audit records, for whoever tails them.
+const (
+	StreamName   = "SALLYPORT"
+	AuditStream  = "SALLYPORT_AUDIT"
+	AuditSubject = "sallyport.v1.audit.records"
+)
+
+// StreamLimits bounds the streams. Both streams discard new messages at a limit: outboxes then wait and nothing is lost.
+type StreamLimits struct {
+	// Replicas is 1 for one NATS server, 3 for a cluster. Default 1.
+	Replicas int
+	// MaxAge is how long SALLYPORT keeps a message. It must exceed the longest time a service may be down: a consumer
+	// that comes back later has missed events. Default 30 days.
+	MaxAge time.Duration
+	// MaxBytes bounds each stream. Default 0: only the server's own limit for JetStream counts.
+	MaxBytes int64
+}
+
+// dedupWindow is how long JetStream drops a message it has already; consumers drop events they have for ever.
+const dedupWindow = 10 * time.Minute
+
+// EnsureStreams creates both streams or brings them up to date. While JetStream is not ready it tries again until ctx ends.
+func EnsureStreams(ctx context.Context, js jetstream.JetStream, limits StreamLimits) error {
+	if limits.MaxAge == 0 {
+		limits.MaxAge = 30 * 24 * time.Hour
+	}
+	if limits.MaxBytes == 0 {
+		limits.MaxBytes = -1
+	}
+	base := jetstream.StreamConfig{
+		Storage:    jetstream.FileStorage,
+		Retention:  jetstream.LimitsPolicy,
+		Discard:    jetstream.DiscardNew,
+		Replicas:   max(limits.Replicas, 1),
+		MaxBytes:   limits.MaxBytes,
+		Duplicates: dedupWindow,
+	}
+	work, audit := base, base
+	work.Name = StreamName
+	work.Description = "facts and observations of the Sallyport services"
+	work.Subjects = []string{FactsOf("*"), ObservationsOf("*")}
+	work.MaxAge = limits.MaxAge
+	audit.Name = AuditStream
+	audit.Description = "audit records of Sallyport"
+	audit.Subjects = []string{AuditSubject}
+	audit.MaxAge = limits.MaxAge
+	for _, c := range []jetstream.StreamConfig{work, audit} {
+		err := insist(ctx, func(ctx context.Context) error {
+			_, err := js.CreateOrUpdateStream(ctx, c)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("creating stream %s: %w", c.Name, err)
+		}
+	}
+	return nil
+}
+
+// insist repeats fn until it succeeds, the server refuses for good, or ctx ends.
+func insist(ctx context.Context, fn func(context.Context) error) error {
+	for delay := 50 * time.Millisecond; ; delay = min(delay*2, 5*time.Second) {
+		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := fn(attempt)
+		cancel()
+		var api *jetstream.APIError
+		if err == nil || errors.As(err, &api) && api.Code != 503 && api.Code != 500 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(delay):
+		}
+	}
+}
