@@ -1,0 +1,106 @@
+# Sallyport. `make` shows what there is to do.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+MODULES := gen internal services/internal services/inventory services/issuer services/deployer services/audit agent auditlog cli pebbletest tests
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+MODULE  := github.com/sallyport-pki/sallyport
+LDFLAGS := -s -w -X $(MODULE)/internal/boot.Version=$(VERSION)
+GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
+TOOLS   := .tools/bin
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST) | if [ -t 1 ]; then cat; else sed 's/\x1b\[[0-9]*m//g'; fi
+
+.PHONY: build
+build: ## Build sallyport, sallyport-agent and the four daemons into bin/ (static)
+	@mkdir -p bin
+	@$(GOBUILD) -o bin/ ./cli/cmd/sallyport ./agent/cmd/sallyport-agent \
+	  ./services/inventory/cmd/sallyport-inventory ./services/issuer/cmd/sallyport-issuer \
+	  ./services/deployer/cmd/sallyport-deployer ./services/audit/cmd/sallyport-audit
+
+.PHONY: demo
+demo: build ## Show the main job on this machine, then stop clean (KEEP=1 stays up)
+	@$(GOBUILD) -o bin/sallyport-demo ./tests/demo
+	@bin/sallyport-demo $(if $(KEEP),--keep)
+
+.PHONY: test
+test: tools verify-gen verify-tidy verify-docs isolated cross lint race ## Everything CI runs: install what is missing, verify, lint, build, test with the race detector
+
+.PHONY: race
+race: build ## All tests, race detector on
+	@CGO_ENABLED=1 go test -race -timeout 20m work
+
+.PHONY: unit
+unit: ## All tests, without the race detector
+	@go test -timeout 20m work
+
+.PHONY: tools
+tools: ## Install what the tests need (with apt as root; else print the command and fail)
+	@scripts/install-tools
+
+.PHONY: lint
+lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Lint protos and Go, import table included
+	@$(TOOLS)/buf lint
+	@$(TOOLS)/buf breaking --against proto/released.binpb
+	@for m in $(filter-out gen,$(MODULES)); do echo "lint $$m"; (cd $$m && $(CURDIR)/$(TOOLS)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); done
+
+.PHONY: fix-lint
+fix-lint: $(TOOLS)/golangci-lint ## Repair what the linter can
+	@for m in $(filter-out gen,$(MODULES)); do (cd $$m && $(CURDIR)/$(TOOLS)/golangci-lint run --fix --config $(CURDIR)/.golangci.yml ./...); done
+
+.PHONY: gen
+gen: $(TOOLS)/buf ## Generate Go from the protos
+	@rm -rf gen/sallyport
+	@$(TOOLS)/buf generate
+
+.PHONY: verify-gen
+verify-gen: gen ## Generated code is what the protos say
+	@test -z "$$(git status --porcelain -- gen)" || { git --no-pager diff --stat -- gen; git status --porcelain -- gen; echo 'gen/ is stale: run "make gen" and commit'; exit 1; }
+
+.PHONY: released
+released: $(TOOLS)/buf ## Take today's protos as the ones that must never break (at a release)
+	@$(TOOLS)/buf build --exclude-source-info -o proto/released.binpb
+
+.PHONY: verify-tidy
+verify-tidy: ## Every go.mod is tidy
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy -diff >/dev/null) || { echo "$$m/go.mod is not tidy: run \"make fix-tidy\""; exit 1; }; done
+
+.PHONY: fix-tidy
+fix-tidy: ## Tidy every go.mod
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go mod tidy); done
+
+.PHONY: docs
+docs: ## Write docs/reference from the code
+	@go run ./cli/cmd/sallyport docs docs/reference
+
+.PHONY: verify-docs
+verify-docs: docs ## Reference docs are what the code says
+	@test -z "$$(git status --porcelain -- docs/reference)" || { git --no-pager diff --stat -- docs/reference; echo 'docs/reference is stale: run "make docs" and commit'; exit 1; }
+
+.PHONY: isolated
+isolated: ## Every module builds alone, without the workspace
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go build ./... ) || { echo "$$m does not build alone"; exit 1; }; done
+
+.PHONY: cross
+cross: ## The agent builds for linux/arm64 and windows/amd64
+	@for t in linux/arm64 windows/amd64; do (cd agent && GOOS=$${t%/*} GOARCH=$${t#*/} CGO_ENABLED=0 go build -o /dev/null ./cmd/sallyport-agent); done
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target for FUZZTIME (default 10s each)
+	@scripts/fuzz $(FUZZTIME)
+
+.PHONY: vuln
+vuln: ## Look for known vulnerabilities (needs the Go vulnerability database)
+	@for m in $(MODULES); do (cd $$m && GOWORK=off go run golang.org/x/vuln/cmd/govulncheck@v1.8.0 ./...); done
+
+.PHONY: clean
+clean: ## Remove what was built
+	@rm -rf bin
+
+$(TOOLS)/buf $(TOOLS)/golangci-lint:
+	@scripts/install-tools --go-only
