@@ -1,0 +1,244 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+)
+
+// The reasons this package gives.
+const (
+	ReasonNoCertificate      = "NO_CERTIFICATE"
+	ReasonCertificateInvalid = "CERTIFICATE_INVALID"
+	ReasonCertificateExpired = "CERTIFICATE_EXPIRED"
+	ReasonUnknownIdentity    = "UNKNOWN_IDENTITY"
+	ReasonRoleNotAllowed     = "ROLE_NOT_ALLOWED"
+	ReasonLocked             = "LOCKED"
+	ReasonTooManyRequests    = "TOO_MANY_REQUESTS"
+	ReasonTooManyStreams     = "TOO_MANY_STREAMS"
+	ReasonShuttingDown       = "SHUTTING_DOWN"
+)
+
+var errShuttingDown = &fault.Error{Kind: fault.Transient, Reason: ReasonShuttingDown, Message: "the server is stopping", RetryAfter: time.Second}
+
+// call is one call on its way through the chain. The order is: recover, ids and
+// log, who calls (authn), how often (limits), whether it may (deny list, roles),
+// deadline, handler, error map. Limits come before the roles so that a flood of
+// refused calls is not a flood of denial records.
+type call struct {
+	s      *Server
+	method string
+	start  time.Time
+	info   *peerInfo
+	addr   string
+	key    string // whose limits it counts against
+}
+
+func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	ctx, c := s.begin(ctx, info.FullMethod)
+	defer func() { err = c.end(ctx, recover(), err) }()
+	if err := c.admit(ctx); err != nil {
+		return nil, err
+	}
+	ctx, cancel := unaryDeadline(ctx)
+	defer cancel()
+	return handler(ctx, req)
+}
+
+func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	ctx, c := s.begin(ss.Context(), info.FullMethod)
+	defer func() { err = c.end(ctx, recover(), err) }()
+	if err := c.admit(ctx); err != nil {
+		return err
+	}
+	st, err := s.openStream(ctx, c, ss)
+	if err != nil {
+		return err
+	}
+	defer s.closeStream(st)
+	err = handler(srv, st)
+	if cause := context.Cause(st.ctx); err != nil && cause != nil && ss.Context().Err() == nil {
+		return cause // the handler only saw its context end; this is why
+	}
+	return err
+}
+
+func (s *Server) begin(ctx context.Context, method string) (context.Context, *call) {
+	c := &call{s: s, method: method, start: s.now(), info: &peerInfo{caller: identity.Anonymous}}
+	if p, ok := peer.FromContext(ctx); ok {
+		if info, ok := p.AuthInfo.(*peerInfo); ok {
+			c.info = info
+		}
+		c.addr, c.key = p.Addr.String(), addressKey(p.Addr)
+	}
+	if c.info.caller.Name != "" {
+		c.key = c.info.caller.String()
+	}
+	return identity.WithCaller(takeIDs(ctx), c.info.caller), c
+}
+
+func (c *call) admit(ctx context.Context) error {
+	if err := c.limit(); err != nil {
+		return err
+	}
+	if err := c.s.authorize(c.info, c.method); err != nil {
+		c.denied(ctx, err)
+		return err
+	}
+	return nil
+}
+
+func (c *call) limit() error {
+	var wait time.Duration
+	switch caller := c.info.caller; {
+	case caller.Name == "":
+		wait = c.s.anonymous.take(c.key, c.start)
+	case !slices.Contains(identity.Services, caller.Role):
+		wait = c.s.callers.take(c.key, c.start)
+	}
+	if wait > 0 {
+		return fault.New(fault.Exhausted, ReasonTooManyRequests, "too many requests").After(wait)
+	}
+	return nil
+}
+
+// authorize says whether the peer may call the method now.
+func (s *Server) authorize(p *peerInfo, method string) *fault.Error {
+	if p.refused != nil {
+		return p.refused
+	}
+	if err := s.standing(p); err != nil {
+		return err
+	}
+	roles := s.methods[method]
+	if slices.Contains(roles, p.caller.Role) || slices.Contains(roles, identity.RoleAnonymous) {
+		return nil
+	}
+	if p.caller.Name == "" {
+		return fault.New(fault.Unauthenticated, ReasonNoCertificate, "this method needs a client certificate")
+	}
+	return fault.New(fault.Denied, ReasonRoleNotAllowed, "the role %s may not call this method", p.caller.Role)
+}
+
+// standing says whether the peer is still who it was when it connected: its
+// SVID may have run out, or it may have been put on the deny list.
+func (s *Server) standing(p *peerInfo) *fault.Error {
+	if p.caller.Name == "" {
+		return nil
+	}
+	if s.now().After(p.notAfter) {
+		return fault.New(fault.Unauthenticated, ReasonCertificateExpired, "client certificate: expired on %s: connect with a new one",
+			p.notAfter.UTC().Format(time.RFC3339))
+	}
+	if s.cfg.Deny == nil {
+		return nil
+	}
+	err := s.cfg.Deny(p.caller)
+	if err == nil {
+		return nil
+	}
+	var f *fault.Error
+	if errors.As(err, &f) {
+		return f
+	}
+	return &fault.Error{Kind: fault.Denied, Reason: ReasonLocked, Message: "the caller is locked", Cause: err}
+}
+
+func (c *call) denied(ctx context.Context, err *fault.Error) {
+	service, method, _ := strings.Cut(strings.TrimPrefix(c.method, "/"), "/")
+	d := Denial{Service: service, Method: method, Caller: c.info.caller, Reason: err.Reason, Detail: err.Error(), Peer: c.addr}
+	c.s.log.WarnContext(ctx, "call denied", "method", c.method, "caller", d.Caller.String(), "reason", d.Reason, "detail", d.Detail,
+		"peer", d.Peer, "request_id", RequestID(ctx))
+	if c.s.cfg.OnDenied == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), deniedBound)
+	defer cancel()
+	c.s.cfg.OnDenied(ctx, d)
+}
+
+// unaryDeadline keeps a little of the client's deadline back, and sets one
+// where the client has not.
+func unaryDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	if d, ok := ctx.Deadline(); ok {
+		return context.WithDeadline(ctx, d.Add(-keptBack))
+	}
+	return context.WithTimeout(ctx, serverTimeout)
+}
+
+// end logs the call once and gives the error its outer form.
+func (c *call) end(ctx context.Context, panicked any, err error) error {
+	attrs := []any{"method", c.method, "caller", c.info.caller.String(), "peer", c.addr, "request_id", RequestID(ctx),
+		"trace_id", TraceID(ctx), "duration", c.s.now().Sub(c.start)}
+	if panicked != nil {
+		c.s.log.ErrorContext(ctx, "handler panicked", append(attrs, "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))...)
+		return internalError(ctx)
+	}
+	if err == nil {
+		c.s.log.DebugContext(ctx, "call", attrs...)
+		return nil
+	}
+	out, level := outer(ctx, err)
+	c.s.log.Log(ctx, level, "call failed", append(attrs, "code", status.Code(out).String(), "error", err)...)
+	return out
+}
+
+func internalError(ctx context.Context) error {
+	e := fault.New(fault.Internal, fault.ReasonInternal, "internal error (request id %s)", RequestID(ctx))
+	return e.With("request_id", RequestID(ctx)).GRPCStatus().Err()
+}
+
+// outer maps what a handler returned to what the peer may see.
+func outer(ctx context.Context, err error) (error, slog.Level) {
+	var f *fault.Error
+	switch {
+	case errors.As(err, &f):
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "canceled"), slog.LevelDebug
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, "deadline exceeded"), slog.LevelWarn
+	default:
+		if f = downstream(err); f == nil {
+			return internalError(ctx), slog.LevelError
+		}
+	}
+	switch f.Kind {
+	case fault.Internal:
+		return internalError(ctx), slog.LevelError
+	case fault.Transient, fault.Exhausted, fault.Unauthenticated, fault.Denied:
+		return f.GRPCStatus().Err(), slog.LevelWarn
+	}
+	return f.GRPCStatus().Err(), slog.LevelInfo
+}
+
+// downstream maps the error of a call that the handler itself made, or a plain
+// status of grpc's own services. What concerns our own standing with the other
+// service is no business of the peer.
+func downstream(err error) *fault.Error {
+	st, ok := status.FromError(err)
+	if !ok {
+		return nil
+	}
+	f := fault.Of(err)
+	switch {
+	case f.Kind == fault.Unauthenticated, f.Kind == fault.Denied, f.Kind == fault.Internal:
+		return nil
+	case st.Code() == codes.Unavailable || st.Code() == codes.DeadlineExceeded || st.Code() == codes.Canceled:
+		return &fault.Error{Kind: fault.Transient, Reason: fault.ReasonUnavailable, Message: "a service this call needs does not answer",
+			RetryAfter: f.RetryAfter, Cause: err}
+	}
+	return f
+}

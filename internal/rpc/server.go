@@ -1,0 +1,224 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+
+	"github.com/sallyport-pki/sallyport/internal/identity"
+)
+
+const (
+	// streamCheck is how often open streams are held against the deny list.
+	streamCheck = 2 * time.Second
+	// stopBound is how long calls under way may take to end when the server stops.
+	stopBound = 10 * time.Second
+	// deniedBound is how long OnDenied may take.
+	deniedBound     = 5 * time.Second
+	connectionGrace = 30 * time.Second
+	handshakeBound  = 10 * time.Second
+	connectionIdle  = 15 * time.Minute
+	serverKeepalive = 2 * time.Minute
+	maxHeaderBytes  = 16 << 10
+)
+
+// ServerConfig says what a server offers to whom.
+type ServerConfig struct {
+	// Sources gives each service its SVID. The client's TLS server name chooses:
+	// "<service>.sallyport.internal".
+	Sources map[string]identity.Source
+	// Default names the source for any other server name.
+	Default string
+	// Methods gives each full method ("/pkg.Service/Method") the roles that may
+	// call it. RoleAnonymous admits everybody: who has a certificate could leave
+	// it out. Health and reflection have their entries already.
+	Methods map[string][]identity.Role
+	// OnDenied is called once for each call refused for who the caller is. Its
+	// context outlives the call by at most 5 seconds.
+	OnDenied func(ctx context.Context, d Denial)
+	// Deny looks a caller up in the deny list and gives the reason or nil. It is
+	// called on every call with a certificate and every 2 seconds for each caller
+	// with an open stream, so it must answer from memory.
+	Deny func(c identity.Caller) error
+	// Limits bound what one caller can take.
+	Limits Limits
+	// Log is required.
+	Log *slog.Logger
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Denial is a call refused for who the caller is.
+type Denial struct {
+	Service string // "sallyport.issuer.v1.IssuerService"
+	Method  string // "SubmitRequest"
+	Caller  identity.Caller
+	Reason  string // as in fault.Error
+	Detail  string // for logs and records; the peer never sees it
+	Peer    string // remote address
+}
+
+// Server is a gRPC server with the one chain of interceptors.
+type Server struct {
+	cfg     ServerConfig
+	log     *slog.Logger
+	now     func() time.Time
+	methods map[string][]identity.Role
+	grpc    *grpc.Server
+	health  *health.Server
+
+	callers   *buckets
+	anonymous *buckets
+
+	mu      sync.Mutex
+	streams map[*openStream]struct{}
+	perKey  map[string]int
+}
+
+// builtin are the methods every server has. Check is open to all, for load
+// balancers; the rest tells about the inside.
+func builtin() map[string][]identity.Role {
+	insiders := append([]identity.Role{identity.RoleOperator}, identity.Services...)
+	return map[string][]identity.Role{
+		"/grpc.health.v1.Health/Check":                                   {identity.RoleAnonymous},
+		"/grpc.health.v1.Health/List":                                    insiders,
+		"/grpc.health.v1.Health/Watch":                                   insiders,
+		"/grpc.reflection.v1.ServerReflection/ServerReflectionInfo":      insiders,
+		"/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": insiders,
+	}
+}
+
+// NewServer makes a server. Register the services, then Serve.
+func NewServer(cfg ServerConfig) (*Server, error) {
+	if cfg.Log == nil {
+		return nil, errors.New("rpc: a server needs a log")
+	}
+	if cfg.Sources[cfg.Default] == nil {
+		return nil, fmt.Errorf("rpc: no identity source for the default service %q", cfg.Default)
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	cfg.Limits.fill()
+	s := &Server{
+		cfg: cfg, log: cfg.Log, now: cfg.Now,
+		methods:   builtin(),
+		callers:   newBuckets(cfg.Limits.CallerRate, 2),
+		anonymous: newBuckets(cfg.Limits.AnonymousRate, 10),
+		streams:   map[*openStream]struct{}{},
+		perKey:    map[string]int{},
+	}
+	for m, roles := range cfg.Methods {
+		if _, dup := s.methods[m]; dup {
+			return nil, fmt.Errorf("rpc: method %s already has its roles", m)
+		}
+		if len(roles) == 0 {
+			return nil, fmt.Errorf("rpc: method %s has no roles", m)
+		}
+		s.methods[m] = slices.Clone(roles)
+	}
+	s.grpc = grpc.NewServer(
+		grpc.Creds(newServerCreds(cfg.Sources, cfg.Default, cfg.Now)),
+		grpc.ChainUnaryInterceptor(s.unary),
+		grpc.ChainStreamInterceptor(s.stream),
+		grpc.MaxRecvMsgSize(cfg.Limits.MessageSize),
+		grpc.MaxConcurrentStreams(cfg.Limits.ConcurrentCalls),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.ConnectionTimeout(handshakeBound),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: connectionIdle, MaxConnectionAge: cfg.Limits.ConnectionAge, MaxConnectionAgeGrace: connectionGrace,
+			Time: serverKeepalive, Timeout: keepaliveTimeout,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: enforcedKeepalive, PermitWithoutStream: true}),
+		grpc.SharedWriteBuffer(true), grpc.WriteBufferSize(writeBuffer), grpc.ReadBufferSize(readBuffer),
+		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
+		grpc.WaitForHandlers(true),
+	)
+	s.health = health.NewServer()
+	healthpb.RegisterHealthServer(s.grpc, s.health)
+	reflection.Register(s.grpc)
+	return s, nil
+}
+
+// Registrar is where services register.
+func (s *Server) Registrar() grpc.ServiceRegistrar { return s.grpc }
+
+// CheckMethods wants exactly one table entry for each registered method.
+func (s *Server) CheckMethods() error {
+	registered := map[string]bool{}
+	var wrong []string
+	for service, info := range s.grpc.GetServiceInfo() {
+		for _, m := range info.Methods {
+			full := "/" + service + "/" + m.Name
+			registered[full] = true
+			if len(s.methods[full]) == 0 {
+				wrong = append(wrong, full+" has no roles")
+			}
+		}
+	}
+	for m := range s.methods {
+		if !registered[m] {
+			wrong = append(wrong, m+" is not registered")
+		}
+	}
+	if len(wrong) > 0 {
+		slices.Sort(wrong)
+		return fmt.Errorf("rpc: method table: %s", strings.Join(wrong, ", "))
+	}
+	return nil
+}
+
+// Serve answers calls until ctx ends, then lets calls under way end, for at
+// most 10 seconds. Open streams are told to come back elsewhere. It owns lis.
+func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
+	if err := s.CheckMethods(); err != nil {
+		return errors.Join(err, lis.Close())
+	}
+	for service := range s.grpc.GetServiceInfo() {
+		s.health.SetServingStatus(service, healthpb.HealthCheckResponse_SERVING)
+	}
+	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { s.watchStreams(watch) })
+	defer func() { cancel(); wg.Wait() }()
+
+	served := make(chan error, 1)
+	go func() { served <- s.grpc.Serve(lis) }()
+	select {
+	case err := <-served:
+		if err != nil {
+			return fmt.Errorf("serving on %s: %w", lis.Addr(), err)
+		}
+		return nil
+	case <-ctx.Done():
+	}
+	s.shutdown(ctx)
+	<-served
+	return nil
+}
+
+func (s *Server) shutdown(ctx context.Context) {
+	s.health.Shutdown()
+	s.endStreams(errShuttingDown)
+	stopped := make(chan struct{})
+	go func() { s.grpc.GracefulStop(); close(stopped) }()
+	select {
+	case <-stopped:
+	case <-time.After(stopBound):
+		s.log.WarnContext(ctx, "calls still under way when the server stops are broken off")
+		s.grpc.Stop()
+		<-stopped
+	}
+}
