@@ -35,11 +35,14 @@ const (
 var Services = []Role{RoleInventory, RoleIssuer, RoleDeployer, RoleAudit}
 
 // Caller is who made a call. Name is the agent id, operator name or service
-// name; empty for the anonymous caller, whose ID is zero too.
+// name; empty for the anonymous caller, whose ID is zero too. Key is the
+// SHA-256 of the SVID's SubjectPublicKeyInfo in lower-case hex, where the
+// caller comes from a connection.
 type Caller struct {
 	ID   spiffeid.ID
 	Role Role
 	Name string
+	Key  string
 }
 
 // Anonymous is the caller without a certificate.
@@ -54,8 +57,8 @@ func (c Caller) String() string {
 }
 
 // namePattern bounds agent ids and operator names: they go into file names,
-// log lines and database keys.
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,126}[a-zA-Z0-9])?$`)
+// log lines and database keys. The longest is a host name (RFC 1123).
+var namePattern = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9._-]{0,251}[a-zA-Z0-9])?$`)
 
 // CallerOf reads the caller out of a SPIFFE ID of the form
 // spiffe://<trust domain>/{service,agent,operator}/<name>.

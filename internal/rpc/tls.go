@@ -18,6 +18,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/pki"
 )
 
 // maxPeerChain bounds what a peer can make us parse and verify.
@@ -128,6 +129,7 @@ func (c *serverCreds) judge(certs []*x509.Certificate, src identity.Source) (ide
 		return identity.Anonymous, &fault.Error{Kind: fault.Unauthenticated, Reason: ReasonUnknownIdentity,
 			Message: "client certificate: no known kind of caller", Cause: err}
 	}
+	caller.Key = string(pki.FingerprintOf(certs[0].RawSubjectPublicKeyInfo))
 	return caller, nil
 }
 
