@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"google.golang.org/protobuf/proto"
 )
@@ -195,7 +196,7 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 			if !fresh {
 				continue
 			}
-			if err := c.c.Handle(ctx, tx, e); err != nil {
+			if err := c.c.Handle(rpc.WithTraceID(ctx, e.GetTraceId()), tx, e); err != nil {
 				return err
 			}
 		}

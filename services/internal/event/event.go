@@ -17,6 +17,7 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/lease"
 	"google.golang.org/protobuf/proto"
@@ -89,6 +90,12 @@ func fill(ctx context.Context, e *eventv1.Event) error {
 	}
 	if e.GetActor() == "" {
 		e.Actor = actor(identity.FromContext(ctx))
+	}
+	if e.GetTraceId() == "" {
+		e.TraceId = rpc.TraceID(ctx)
+	}
+	if e.GetRequestId() == "" {
+		e.RequestId = rpc.RequestID(ctx)
 	}
 	return nil
 }
