@@ -6,8 +6,10 @@ MAKEFLAGS += --no-print-directory
 
 MODULES := gen internal services/internal services/inventory services/issuer services/deployer services/audit agent auditlog cli pebbletest tests
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-MODULE  := github.com/sallyport-pki/sallyport
-LDFLAGS := -s -w -X $(MODULE)/internal/boot.Version=$(VERSION)
+COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
+DATE    := $(shell git log -1 --format=%cI 2>/dev/null)
+BOOT    := github.com/sallyport-pki/sallyport/internal/boot
+LDFLAGS := -s -w -X $(BOOT).version=$(VERSION) -X $(BOOT).commit=$(COMMIT) -X $(BOOT).date=$(DATE)
 GOBUILD := CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)'
 TOOLS   := .tools/bin
 FUZZTIME ?= 10s
