@@ -15,6 +15,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -63,6 +64,7 @@ type DB struct {
 	writes   *sql.DB
 	writer   *writer  // SQLite only
 	lock     *os.File // SQLite only
+	closed   atomic.Bool
 	topics   topics
 }
 
@@ -95,6 +97,7 @@ func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, 
 
 // Close waits for the writes that have begun, refuses those that have not, and releases the data file.
 func (d *DB) Close() error {
+	d.closed.Store(true)
 	if d.writer != nil {
 		d.writer.close()
 	}

@@ -44,8 +44,11 @@ func (d *DB) classify(err error) error {
 	var connect *pgconn.ConnectError
 	var network net.Error
 	if errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, driver.ErrBadConn) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errClosed) || pgconn.SafeToRetry(err) {
+		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err) {
 		return unavailable("%s cannot be reached: %w", d.name, err)
+	}
+	if d.closed.Load() {
+		return unavailable("%s is closed: the service is stopping: %w", d.name, err)
 	}
 	return err
 }
@@ -72,6 +75,10 @@ func (d *DB) classifySQLite(err error, code int) error {
 
 func (d *DB) classifyPostgres(err error, pg *pgconn.PgError) error {
 	switch {
+	case pg.Code == "3D000": // invalid_catalog_name
+		return refuse("%s does not exist: create the database: %w", d.name, err)
+	case strings.HasPrefix(pg.Code, "28"): // invalid authorization
+		return refuse("%s does not let the user in: correct database.dsn, the password or pg_hba.conf: %w", d.name, err)
 	case pg.Code == "53100": // disk_full
 		return unavailable("disk full: free space on the server of %s: %w", d.name, err)
 	case strings.HasPrefix(pg.Code, "08"), strings.HasPrefix(pg.Code, "53"), strings.HasPrefix(pg.Code, "57P"),
