@@ -122,7 +122,7 @@ func (e *Error) After(d time.Duration) *Error {
 	return &c
 }
 
-// KindOf is Of(err).Kind; Internal for nil is never asked for and is what it gives.
+// KindOf is the kind of Of(err). Do not ask for nil: the answer is Internal.
 func KindOf(err error) Kind {
 	if e := Of(err); e != nil {
 		return e.Kind

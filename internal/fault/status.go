@@ -87,8 +87,11 @@ func Of(err error) *Error {
 	case errors.Is(err, context.DeadlineExceeded):
 		return &Error{Kind: Transient, Reason: ReasonDeadlineExceeded, Message: "deadline exceeded", Cause: err}
 	}
-	if st, ok := status.FromError(err); ok {
-		return ofStatus(st)
+	// Not status.FromError: for a wrapped status it makes the message of the whole
+	// error's text, "rpc error: code = ..." and all.
+	var st interface{ GRPCStatus() *status.Status }
+	if errors.As(err, &st) {
+		return ofStatus(st.GRPCStatus())
 	}
 	return &Error{Kind: Internal, Reason: ReasonInternal, Message: "internal error", Cause: err}
 }
@@ -99,7 +102,7 @@ func ofStatus(st *status.Status) *Error {
 		switch d := d.(type) {
 		case *errdetails.ErrorInfo:
 			if d.Domain == Domain {
-				e.Reason, e.Meta = d.Reason, d.Metadata
+				e.Reason, e.Meta = d.Reason, maps.Clone(d.Metadata)
 			}
 		case *errdetails.BadRequest:
 			if len(d.FieldViolations) > 0 {
@@ -112,7 +115,9 @@ func ofStatus(st *status.Status) *Error {
 	e.Kind = kindOfCode(st.Code())
 	if e.Meta[metaKind] == Permanent.String() {
 		e.Kind = Permanent
-		delete(e.Meta, metaKind)
+		if delete(e.Meta, metaKind); len(e.Meta) == 0 {
+			e.Meta = nil
+		}
 	}
 	if e.Reason == "" {
 		e.Reason = reasonOfCode(st.Code())

@@ -45,6 +45,7 @@ type call struct {
 	info   *peerInfo
 	addr   string
 	key    string // whose limits it counts against
+	logged bool
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
@@ -71,6 +72,7 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	defer s.closeStream(st)
 	err = handler(srv, st)
 	if cause := context.Cause(st.ctx); err != nil && cause != nil && ss.Context().Err() == nil {
+		c.logged = true
 		return cause // the handler only saw its context end; this is why
 	}
 	return err
@@ -96,6 +98,7 @@ func (c *call) admit(ctx context.Context) error {
 	}
 	if err := c.s.authorize(c.info, c.method); err != nil {
 		c.denied(ctx, err)
+		c.logged = true
 		return err
 	}
 	return nil
@@ -192,6 +195,9 @@ func (c *call) end(ctx context.Context, panicked any, err error) error {
 		return nil
 	}
 	out, level := outer(ctx, err)
+	if c.logged {
+		return out
+	}
 	c.s.log.Log(ctx, level, "call failed", append(attrs, "code", status.Code(out).String(), "error", err)...)
 	return out
 }
@@ -210,6 +216,8 @@ func outer(ctx context.Context, err error) (error, slog.Level) {
 		return status.Error(codes.Canceled, "canceled"), slog.LevelDebug
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, "deadline exceeded"), slog.LevelWarn
+	case status.Code(err) == codes.Unimplemented:
+		return status.Error(codes.Unimplemented, "not implemented by this server"), slog.LevelInfo
 	default:
 		if f = downstream(err); f == nil {
 			return internalError(ctx), slog.LevelError
@@ -228,15 +236,11 @@ func outer(ctx context.Context, err error) (error, slog.Level) {
 // status of grpc's own services. What concerns our own standing with the other
 // service is no business of the peer.
 func downstream(err error) *fault.Error {
-	st, ok := status.FromError(err)
-	if !ok {
-		return nil
-	}
 	f := fault.Of(err)
 	switch {
 	case f.Kind == fault.Unauthenticated, f.Kind == fault.Denied, f.Kind == fault.Internal:
 		return nil
-	case st.Code() == codes.Unavailable || st.Code() == codes.DeadlineExceeded || st.Code() == codes.Canceled:
+	case f.Reason == fault.ReasonUnavailable, f.Reason == fault.ReasonDeadlineExceeded, f.Reason == fault.ReasonCanceled:
 		return &fault.Error{Kind: fault.Transient, Reason: fault.ReasonUnavailable, Message: "a service this call needs does not answer",
 			RetryAfter: f.RetryAfter, Cause: err}
 	}

@@ -1,12 +1,15 @@
 package rpc
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/sallyport-pki/sallyport/internal/config"
 )
 
 const defaultMessageSize = 4 << 20
@@ -32,7 +35,15 @@ type Limits struct {
 	// ConnectionAge closes a connection after so long, give or take 10 %, to make
 	// clients show a current SVID; default 30 minutes. It must be shorter than
 	// the life of an SVID.
-	ConnectionAge time.Duration `yaml:"-"`
+	ConnectionAge config.Duration `yaml:"connection_age"`
+}
+
+// Validate refuses what bounds nothing.
+func (l Limits) Validate() error {
+	if l.MessageSize < 0 || l.StreamsPerAgent < 0 || l.StreamsPerCaller < 0 || l.CallerRate < 0 || l.AnonymousRate < 0 {
+		return errors.New("limits: none may be negative")
+	}
+	return nil
 }
 
 func (l *Limits) fill() {
@@ -42,7 +53,7 @@ func (l *Limits) fill() {
 	set(&l.StreamsPerCaller, 64)
 	set(&l.CallerRate, 100)
 	set(&l.AnonymousRate, 20)
-	set(&l.ConnectionAge, 30*time.Minute)
+	set(&l.ConnectionAge, config.Duration(30*time.Minute))
 }
 
 func set[T comparable](field *T, def T) {

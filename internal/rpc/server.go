@@ -108,8 +108,16 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Sources[cfg.Default] == nil {
 		return nil, fmt.Errorf("rpc: no identity source for the default service %q", cfg.Default)
 	}
+	for name, src := range cfg.Sources {
+		if src == nil {
+			return nil, fmt.Errorf("rpc: the identity source of service %q is nil", name)
+		}
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if err := cfg.Limits.Validate(); err != nil {
+		return nil, fmt.Errorf("rpc: %w", err)
 	}
 	cfg.Limits.fill()
 	s := &Server{
@@ -130,7 +138,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		s.methods[m] = slices.Clone(roles)
 	}
 	s.grpc = grpc.NewServer(
-		grpc.Creds(newServerCreds(cfg.Sources, cfg.Default, cfg.Now)),
+		grpc.Creds(newServerCreds(cfg.Sources, cfg.Default, cfg.Now, cfg.Log)),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(cfg.Limits.MessageSize),
@@ -138,7 +146,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ConnectionTimeout(handshakeBound),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
-			MaxConnectionIdle: connectionIdle, MaxConnectionAge: cfg.Limits.ConnectionAge, MaxConnectionAgeGrace: connectionGrace,
+			MaxConnectionIdle: connectionIdle, MaxConnectionAge: cfg.Limits.ConnectionAge.Std(), MaxConnectionAgeGrace: connectionGrace,
 			Time: serverKeepalive, Timeout: keepaliveTimeout,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: enforcedKeepalive, PermitWithoutStream: true}),

@@ -17,6 +17,7 @@ type openStream struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	call   *call
+	lost   bool // the caller's standing; for watchStreams alone
 }
 
 func (s *openStream) Context() context.Context { return s.ctx }
@@ -78,11 +79,12 @@ func (s *Server) watchStreams(ctx context.Context) {
 		case <-t.C:
 		}
 		for _, st := range s.open() {
-			if st.ctx.Err() != nil {
-				_ = st.call.info.conn.Close() // it is broken off: nothing to do about an error
+			if st.lost {
+				_ = st.call.info.conn.Close() // broken off: nothing to do about an error
 				continue
 			}
 			if err := s.standing(st.call.info); err != nil {
+				st.lost = true
 				st.call.denied(st.ctx, err)
 				st.cancel(err)
 			}

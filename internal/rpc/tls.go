@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -29,9 +31,35 @@ const maxPeerChain = 8
 // handshake would show the client nothing but a broken connection.
 type serverCreds struct {
 	credentials.TransportCredentials
-	sources map[string]identity.Source
+	sources map[string]*ownCert
 	def     string
 	now     func() time.Time
+}
+
+// ownCert makes a source's SVID into what TLS sends, once per SVID.
+type ownCert struct {
+	identity.Source
+	mu   sync.Mutex
+	svid *x509svid.SVID
+	cert *tls.Certificate
+}
+
+func (o *ownCert) get() (*tls.Certificate, error) {
+	svid, err := o.GetX509SVID()
+	if err != nil {
+		return nil, err
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.svid == svid {
+		return o.cert, nil
+	}
+	cert, err := withRoot(svid, o.Source)
+	if err != nil {
+		return nil, err
+	}
+	o.svid, o.cert = svid, cert
+	return cert, nil
 }
 
 // peerInfo is what is known of the other end of a connection, once per connection.
@@ -45,21 +73,28 @@ type peerInfo struct {
 
 func (*peerInfo) AuthType() string { return "spiffe" }
 
-func newServerCreds(sources map[string]identity.Source, def string, now func() time.Time) *serverCreds {
-	c := &serverCreds{sources: sources, def: def, now: now}
+func newServerCreds(sources map[string]identity.Source, def string, now func() time.Time, log *slog.Logger) *serverCreds {
+	c := &serverCreds{sources: map[string]*ownCert{}, def: def, now: now}
+	for name, src := range sources {
+		c.sources[name] = &ownCert{Source: src}
+	}
 	c.TransportCredentials = credentials.NewTLS(&tls.Config{
 		MinVersion: tls.VersionTLS13,
 		ClientAuth: tls.RequestClientCert,
 		// A resumed session would bring back a certificate judged long ago.
 		SessionTicketsDisabled: true,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			return withRoot(c.source(hello.ServerName))
+			cert, err := c.source(hello.ServerName).get()
+			if err != nil {
+				log.ErrorContext(hello.Context(), "no certificate of our own to show", "server_name", hello.ServerName, "error", err)
+			}
+			return cert, err
 		},
 	})
 	return c
 }
 
-func (c *serverCreds) source(serverName string) identity.Source {
+func (c *serverCreds) source(serverName string) *ownCert {
 	name, ok := strings.CutSuffix(serverName, ServerNameSuffix)
 	if src := c.sources[name]; ok && src != nil {
 		return src
@@ -69,15 +104,8 @@ func (c *serverCreds) source(serverName string) identity.Source {
 
 // withRoot gives the SVID's chain with the trust domain's root at its end: an
 // agent at first contact knows only the root's hash.
-func withRoot(src identity.Source) (*tls.Certificate, error) {
-	svid, err := src.GetX509SVID()
-	if err != nil {
-		return nil, err
-	}
-	cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
-	for _, c := range svid.Certificates {
-		cert.Certificate = append(cert.Certificate, c.Raw)
-	}
+func withRoot(svid *x509svid.SVID, src identity.Source) (*tls.Certificate, error) {
+	cert := tlsCertificate(svid)
 	// Judged at the SVID's own last moment: whether that is past is for the client to see.
 	_, chains, err := x509svid.Verify(svid.Certificates, src, x509svid.WithTime(svid.Certificates[0].NotAfter))
 	if err != nil {
@@ -88,6 +116,14 @@ func withRoot(src identity.Source) (*tls.Certificate, error) {
 		cert.Certificate = append(cert.Certificate, root.Raw)
 	}
 	return cert, nil
+}
+
+func tlsCertificate(svid *x509svid.SVID) *tls.Certificate {
+	cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
+	for _, c := range svid.Certificates {
+		cert.Certificate = append(cert.Certificate, c.Raw)
+	}
+	return cert
 }
 
 func (c *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -183,11 +219,7 @@ func clientTLS(src identity.Source, service string, anonymous bool, now func() t
 			if err != nil {
 				return nil, err
 			}
-			cert := &tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: svid.Certificates[0]}
-			for _, c := range svid.Certificates {
-				cert.Certificate = append(cert.Certificate, c.Raw)
-			}
-			return cert, nil
+			return tlsCertificate(svid), nil
 		}
 	}
 	return cfg

@@ -1,0 +1,305 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+)
+
+var discard = slog.New(slog.DiscardHandler)
+
+const secret = "10.1.2.3:5432 password hunter2"
+
+func TestErrorsLeave(t *testing.T) {
+	w := newWorld(t)
+	cc := w.as("/agent/web-1")
+	tests := map[string]struct {
+		err    error
+		code   codes.Code
+		kind   fault.Kind
+		reason string
+	}{
+		"fault":              {fault.New(fault.NotFound, "NO_SUCH_THING", "no thing %q", "x"), codes.NotFound, fault.NotFound, "NO_SUCH_THING"},
+		"wrapped fault":      {fmt.Errorf(secret+": %w", fault.New(fault.Conflict, "WRONG_STATE", "wrong state")), codes.Aborted, fault.Conflict, "WRONG_STATE"},
+		"cause":              {fault.New(fault.Transient, "CA_DOWN", "asking the CA: %w", errors.New(secret)), codes.Unavailable, fault.Transient, "CA_DOWN"},
+		"permanent":          {fault.New(fault.Permanent, "NEVER", "never"), codes.FailedPrecondition, fault.Permanent, "NEVER"},
+		"internal fault":     {fault.New(fault.Internal, "BROKEN", secret), codes.Internal, fault.Internal, fault.ReasonInternal},
+		"unknown":            {errors.New(secret), codes.Internal, fault.Internal, fault.ReasonInternal},
+		"canceled":           {fmt.Errorf("x: %w", context.Canceled), codes.Canceled, fault.Transient, fault.ReasonCanceled},
+		"deadline":           {fmt.Errorf("x: %w", context.DeadlineExceeded), codes.DeadlineExceeded, fault.Transient, fault.ReasonDeadlineExceeded},
+		"downstream ours":    {fmt.Errorf("asking: %w", fault.New(fault.Precondition, "NOT_YET", "not yet").GRPCStatus().Err()), codes.FailedPrecondition, fault.Precondition, "NOT_YET"},
+		"downstream denied":  {fault.New(fault.Denied, "ROLE_NOT_ALLOWED", secret).GRPCStatus().Err(), codes.Internal, fault.Internal, fault.ReasonInternal},
+		"downstream away":    {status.Error(codes.Unavailable, secret), codes.Unavailable, fault.Transient, fault.ReasonUnavailable},
+		"downstream unknown": {status.Error(codes.Unknown, secret), codes.Internal, fault.Internal, fault.ReasonInternal},
+		"unimplemented":      {status.Error(codes.Unimplemented, "method X not implemented"), codes.Unimplemented, fault.Permanent, fault.ReasonUnimplemented},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			w.echo.unary = func(context.Context, string) (string, error) { return "", tt.err }
+			_, err := say(t.Context(), cc, "")
+			if got := status.Code(err); got != tt.code {
+				t.Errorf("code %s, want %s", got, tt.code)
+			}
+			want(t, err, tt.kind, tt.reason)
+			if strings.Contains(err.Error(), "hunter2") {
+				t.Errorf("the peer learns %q", err)
+			}
+		})
+	}
+}
+
+func TestInternalErrorIsLoggedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.echo.unary = func(context.Context, string) (string, error) { return "", errors.New("disk on fire") }
+	f := want(t, second(say(t.Context(), w.as("/agent/web-1"), "")), fault.Internal, fault.ReasonInternal)
+	if n := strings.Count(w.log.String(), "disk on fire"); n != 1 {
+		t.Fatalf("logged %d times", n)
+	}
+	has(t, w.log.String(), f.Meta["request_id"])
+	has(t, f.Message, "internal error (request id "+f.Meta["request_id"])
+}
+
+func TestFieldAndRetryAfter(t *testing.T) {
+	w := newWorld(t)
+	cc := w.as("/agent/web-1")
+	w.echo.unary = func(context.Context, string) (string, error) { return "", fault.Invalid("names.dns[2]", "not a name") }
+	if f := want(t, second(say(t.Context(), cc, "")), fault.InvalidArgument, fault.ReasonInvalidField); f.Field != "names.dns[2]" || f.Message != "not a name" {
+		t.Fatalf("got %+v", f)
+	}
+	w.echo.unary = func(context.Context, string) (string, error) {
+		return "", fault.New(fault.Exhausted, "SLOW_DOWN", "slow down").After(90 * time.Second)
+	}
+	if f := want(t, second(say(t.Context(), cc, "")), fault.Exhausted, "SLOW_DOWN"); f.RetryAfter != 90*time.Second {
+		t.Fatalf("got %+v", f)
+	}
+}
+
+func TestPanic(t *testing.T) {
+	w := newWorld(t)
+	cc := w.as("/agent/web-1")
+	w.echo.unary = func(context.Context, string) (string, error) { panic("at the disco") }
+	want(t, second(say(t.Context(), cc, "")), fault.Internal, fault.ReasonInternal)
+	w.echo.stream = func(string, grpc.ServerStream) error { panic("in the stream") }
+	cs, err := watch(t.Context(), cc, "")
+	if err == nil {
+		_, err = recv(cs)
+	}
+	want(t, err, fault.Internal, fault.ReasonInternal)
+	has(t, w.log.String(), "at the disco", "in the stream", "call_test.go")
+	w.echo.unary = func(context.Context, string) (string, error) { return "alive", nil }
+	if got, err := say(t.Context(), cc, ""); err != nil || got != "alive" {
+		t.Fatalf("got %q, %v", got, err)
+	}
+}
+
+func TestDeadlines(t *testing.T) {
+	w := newWorld(t)
+	cc := w.as("/agent/web-1")
+	var left time.Duration
+	w.echo.unary = func(ctx context.Context, _ string) (string, error) {
+		d, ok := ctx.Deadline()
+		if !ok {
+			return "", errors.New("no deadline")
+		}
+		left = time.Until(d)
+		return "", nil
+	}
+	if _, err := say(t.Context(), cc, ""); err != nil {
+		t.Fatal(err)
+	}
+	if left <= 0 || left > defaultTimeout-keptBack {
+		t.Fatalf("without a deadline of the caller: %v left", left)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	defer cancel()
+	if _, err := say(ctx, cc, ""); err != nil {
+		t.Fatal(err)
+	}
+	if left < 59*time.Minute || left > time.Hour-keptBack {
+		t.Fatalf("with a deadline of the caller: %v left", left)
+	}
+
+	// The true cause reaches the client although its time is up.
+	w.echo.unary = func(ctx context.Context, _ string) (string, error) {
+		<-ctx.Done()
+		return "", fault.New(fault.Transient, "CA_SLOW", "the CA does not answer")
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	want(t, second(say(ctx, cc, "")), fault.Transient, "CA_SLOW")
+
+	w.echo.stream = func(_ string, ss grpc.ServerStream) error {
+		if _, ok := ss.Context().Deadline(); ok {
+			return errors.New("a stream has a deadline")
+		}
+		return fault.New(fault.NotFound, "FINE", "fine")
+	}
+	cs, err := watch(context.Background(), cc, "")
+	if err == nil {
+		_, err = recv(cs)
+	}
+	want(t, err, fault.NotFound, "FINE")
+}
+
+func TestIDs(t *testing.T) {
+	w := newWorld(t)
+	cc := w.as("/agent/web-1")
+	var request, trace string
+	w.echo.unary = func(ctx context.Context, _ string) (string, error) {
+		request, trace = RequestID(ctx), TraceID(ctx)
+		return "", nil
+	}
+	do := func(ctx context.Context) {
+		t.Helper()
+		if _, err := say(ctx, cc, ""); err != nil {
+			t.Fatal(err)
+		}
+		if !validID(request) || !validID(trace) {
+			t.Fatalf("request %q, trace %q", request, trace)
+		}
+	}
+	do(t.Context())
+	first := request
+	id := NewTraceID()
+	do(WithTraceID(t.Context(), id))
+	if trace != id || request == first {
+		t.Fatalf("request %q after %q, trace %q, want %q", request, first, trace, id)
+	}
+	do(WithTraceID(t.Context(), "no id\nat all"))
+	// A client not made here may send anything.
+	in := metadata.NewIncomingContext(t.Context(), metadata.Pairs(metaRequest, "x y\nz", metaTrace, strings.Repeat("g", idLen)))
+	if ctx := takeIDs(in); !validID(RequestID(ctx)) || !validID(TraceID(ctx)) {
+		t.Fatalf("request %q, trace %q", RequestID(ctx), TraceID(ctx))
+	}
+}
+
+func TestRateLimits(t *testing.T) {
+	w := newWorld(t, func(c *ServerConfig) {
+		c.Limits.CallerRate, c.Limits.AnonymousRate = 0.001, 0.001
+		c.Methods[echoMethod] = append(c.Methods[echoMethod], identity.RoleAnonymous)
+	})
+	for name, cc := range map[string]*grpc.ClientConn{"agent": w.as("/agent/web-1"), "other agent": w.as("/agent/web-2"), "operator": w.as("/operator/ann"), "anonymous": w.anonymous()} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := say(t.Context(), cc, ""); err != nil {
+				t.Fatal(err)
+			}
+			f := want(t, second(say(t.Context(), cc, "")), fault.Exhausted, ReasonTooManyRequests)
+			if f.RetryAfter < time.Minute {
+				t.Fatalf("retry after %v", f.RetryAfter)
+			}
+		})
+	}
+	// Who is refused anyway makes no flood of denials.
+	bad := w.dial(w.with(w.ca, "/workload/x", time.Hour))
+	want(t, second(say(t.Context(), bad, "")), fault.Exhausted, ReasonTooManyRequests)
+	if got := w.denied(); len(got) != 0 {
+		t.Fatalf("denials %+v", got)
+	}
+	service := w.as("/service/deployer")
+	for range 20 {
+		if _, err := say(t.Context(), service, ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestStreamLimit(t *testing.T) {
+	w := newWorld(t, func(c *ServerConfig) { c.Limits.StreamsPerCaller = 3 })
+	for name, limit := range map[string]int{"/agent/web-1": 2, "/operator/ann": 3} {
+		t.Run(name, func(t *testing.T) {
+			var cancels []context.CancelFunc
+			open := func() error {
+				ctx, cancel := context.WithCancel(t.Context())
+				cancels = append(cancels, cancel)
+				cs, err := watch(ctx, w.as(name), "x") // a connection each: the bound is the caller's
+				if err == nil {
+					_, err = recv(cs)
+				}
+				return err
+			}
+			for range limit {
+				if err := open(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if f := want(t, open(), fault.Exhausted, ReasonTooManyStreams); f.RetryAfter == 0 {
+				t.Fatal("no time to wait")
+			}
+			cancels[0]()
+			for err := open(); err != nil; err = open() { // until the server has seen the end
+				want(t, err, fault.Exhausted, ReasonTooManyStreams)
+			}
+		})
+	}
+}
+
+func TestMessageSize(t *testing.T) {
+	w := newWorld(t, func(c *ServerConfig) { c.Limits.MessageSize = 1 << 10 })
+	want(t, second(say(t.Context(), w.as("/agent/web-1"), strings.Repeat("x", 2<<10))), fault.Exhausted, "RESOURCE_EXHAUSTED")
+}
+
+func TestShutdown(t *testing.T) {
+	w := newWorld(t)
+	cc := w.as("/agent/web-1")
+	started, release := make(chan struct{}), make(chan struct{})
+	w.echo.unary = func(context.Context, string) (string, error) { close(started); <-release; return "done", nil }
+	cs, err := watch(t.Context(), cc, "x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := recv(cs); err != nil {
+		t.Fatal(err)
+	}
+	type result struct {
+		out string
+		err error
+	}
+	answered := make(chan result, 1)
+	go func() { out, err := say(t.Context(), cc, ""); answered <- result{out, err} }()
+	<-started
+	stopped := make(chan error, 1)
+	go func() { stopped <- w.stop() }()
+	want(t, second(recv(cs)), fault.Transient, ReasonShuttingDown) // the stream ends at once,
+	close(release)
+	if r := <-answered; r.err != nil || r.out != "done" { // the call under way ends well.
+		t.Fatalf("got %+v", r)
+	}
+	if err := <-stopped; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := net.DialTimeout("tcp", w.addr, time.Second); err == nil {
+		t.Fatal("it still listens")
+	}
+}
+
+func TestDialRefuses(t *testing.T) {
+	ca, err := identity.CreateAuthority(testDomain, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := mintedSource(t, ca, "/operator/ann")
+	for name, cfg := range map[string]ClientConfig{
+		"no source":  {Address: "a:1", Service: "issuer"},
+		"no service": {Address: "a:1", Source: src},
+		"no port":    {Address: "a", Service: "issuer", Source: src},
+		"no address": {Service: "issuer", Source: src},
+	} {
+		if cc, err := Dial(cfg); err == nil {
+			t.Errorf("%s: no error", name)
+			cc.Close()
+		}
+	}
+}
