@@ -9,8 +9,10 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
@@ -34,16 +36,21 @@ type ConsumerConfig struct {
 	// Durable names the consumer at JetStream for ever: a new name begins at the first message the stream holds.
 	// Letters, digits, - and _. Replicas share one.
 	Durable string
-	// Filter lists the subjects: FactsOf, ObservationsOf.
+	// Filter lists the subjects: FactsOf, ObservationsOf. Two consumers of one service share its inbox, so their filters
+	// must not overlap: an event goes to one of them.
 	Filter []string
-	// Handle does what an event asks for, in the transaction that notes the event as received: both or neither.
+	// Handle does what an event asks for, in the transaction that notes the event as received: both or neither. What it emits
+	// continues the event's trace.
 	// An error of kind fault.Permanent skips the event, for ever; any other error brings it again, later.
 	Handle func(context.Context, db.Tx, *eventv1.Event) error
 	Log    *slog.Logger
 }
 
 // Consumer hands every event of its subjects to Handle, once each.
-type Consumer struct{ c ConsumerConfig }
+type Consumer struct {
+	c       ConsumerConfig
+	skipped atomic.Int64
+}
 
 // NewConsumer validates c.
 func NewConsumer(c ConsumerConfig) (*Consumer, error) {
@@ -112,7 +119,7 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 	switch {
 	case err == nil:
 		// An acknowledgement that gets lost brings the message again, and the inbox drops it.
-		err = m.DoubleAck(ctx)
+		err = doubleAck(ctx, m)
 	case errors.Is(err, errUndecodable):
 		err = m.TermWithReason("undecodable")
 	default:
@@ -125,6 +132,12 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 	if err != nil && ctx.Err() == nil {
 		c.c.Log.WarnContext(ctx, "answering for a message", "consumer", c.c.Durable, "stream_seq", meta.Sequence.Stream, "error", err)
 	}
+}
+
+func doubleAck(ctx context.Context, m jetstream.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	return m.DoubleAck(ctx)
 }
 
 // keepAlive tells JetStream that the message is being worked on, until the returned function is called.
@@ -157,17 +170,23 @@ func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 		}
 		return errUndecodable
 	}
+	var events []*eventv1.Event
 	for i, e := range b.GetEvents() {
-		if e.GetId() == "" { // nothing of ours; the place in the stream has to do
-			e.Id = fmt.Sprintf("%s/%d/%d", meta.Stream, meta.Sequence.Stream, i)
+		if uuid.Validate(e.GetId()) == nil {
+			events = append(events, e)
+			continue
+		}
+		id := fmt.Sprintf("%s/%d/%d", meta.Stream, meta.Sequence.Stream, i)
+		if err := c.skip(ctx, id, fmt.Errorf("event id %q is not a UUID", e.GetId())); err != nil {
+			return err
 		}
 	}
-	err := c.handle(ctx, b.GetEvents())
+	err := c.handle(ctx, events)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	var failures []error
-	for _, e := range b.GetEvents() {
+	for _, e := range events {
 		err := c.handle(ctx, []*eventv1.Event{e})
 		if fault.KindOf(err) == fault.Permanent {
 			err = c.skip(ctx, e.GetId(), err)
@@ -206,7 +225,7 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 
 // skip notes an event that will never be handled, and why.
 func (c *Consumer) skip(ctx context.Context, id string, why error) error {
-	c.c.Log.ErrorContext(ctx, "event skipped for ever", "consumer", c.c.Durable, "event", id, "error", why)
+	c.c.Log.ErrorContext(ctx, "event skipped for ever", "consumer", c.c.Durable, "event", id, "skipped_since_start", c.skipped.Add(1), "error", why)
 	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		_, err := receive(ctx, tx, id, strings.ToValidUTF8(why.Error(), "?"))
 		return err

@@ -179,6 +179,9 @@ func (r *Relay) waiting(ctx context.Context, kind string) ([]batch, error) {
 }
 
 func (r *Relay) publish(ctx context.Context, b batch) error {
+	if !r.c.JS.Conn().IsConnected() {
+		return errors.New("not connected to NATS")
+	}
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
 	msg := &nats.Msg{Subject: "sallyport.v1." + r.c.Service + "." + b.kind, Data: b.data}
