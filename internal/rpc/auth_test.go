@@ -15,6 +15,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/pki"
 )
 
 func TestRoles(t *testing.T) {
@@ -72,9 +73,20 @@ func TestRoles(t *testing.T) {
 
 func TestHandlerKnowsCaller(t *testing.T) {
 	w := newWorld(t)
-	w.echo.unary = func(ctx context.Context, _ string) (string, error) { return identity.FromContext(ctx).String(), nil }
-	if got, err := say(t.Context(), w.as("/agent/web-1"), ""); err != nil || got != "agent/web-1" {
-		t.Fatalf("got %q, %v", got, err)
+	src := w.source("/agent/web-1")
+	svid, err := src.GetX509SVID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := identity.Caller{ID: svid.ID, Role: identity.RoleAgent, Name: "web-1", Key: pki.SPKIHash(svid.PrivateKey.Public())}
+	w.echo.unary = func(ctx context.Context, _ string) (string, error) {
+		if got := identity.FromContext(ctx); got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+		return "", nil
+	}
+	if _, err := say(t.Context(), w.dial(src), ""); err != nil {
+		t.Fatal(err)
 	}
 }
 
