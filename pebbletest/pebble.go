@@ -1,0 +1,349 @@
+// Package pebbletest is a public-like ACME CA inside the calling process, for tests and the demonstration: Pebble with its own
+// DNS, its own TLS endpoint, and faults on demand.
+//
+// It guarantees that Pebble cannot dead-lock (requests are served one at a time, see serialised), that nothing outlives Close,
+// and that validation is real: challenges are fetched over HTTP from the host the name resolves to.
+// It is never a CA for anything else: its keys are new at each start and nothing is stored.
+package pebbletest
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/letsencrypt/challtestsrv"
+	"github.com/letsencrypt/pebble/v2/ca"
+	"github.com/letsencrypt/pebble/v2/db"
+	"github.com/letsencrypt/pebble/v2/va"
+	"github.com/letsencrypt/pebble/v2/wfe"
+)
+
+// Options of a Pebble; the zero value works.
+type Options struct {
+	// Address to listen on without port; 127.0.0.1 when empty.
+	Address string
+	// HTTPPort is where HTTP-01 challenges are fetched; 80 when 0.
+	HTTPPort int
+	// Profiles by name with their validity. Without any there is "default", 90 days. An order that names none gets a
+	// random one, as Pebble does it.
+	Profiles map[string]time.Duration
+	// EABKeys by key id, base64url; with any of them an account needs one.
+	EABKeys map[string]string
+	// BlockedDomains are refused with rejectedIdentifier.
+	BlockedDomains []string
+	// BadNonces is the percentage of good nonces that are refused.
+	BadNonces int
+	// AuthorizationReuse is the percentage of orders that get valid authorizations again.
+	AuthorizationReuse int
+	// AdviceEvery is the Retry-After on renewal advice (RFC 9773 section 4.3), at least a second; Pebble's own 6 hours when 0.
+	AdviceEvery time.Duration
+	// Log takes Pebble's own log; discarded when nil.
+	Log io.Writer
+}
+
+// Pebble is a running CA.
+type Pebble struct {
+	api, management *httptest.Server
+	dns             *challtestsrv.ChallSrv
+	store           *db.MemoryStore
+	tls             *x509.Certificate
+	client          *http.Client
+	issued          atomic.Int64
+	faults          faults
+}
+
+// environment guards the variables that Pebble reads while it starts.
+var environment sync.Mutex
+
+// Start starts a CA.
+func Start(o Options) (*Pebble, error) {
+	if o.Address == "" {
+		o.Address = "127.0.0.1"
+	}
+	if o.HTTPPort == 0 {
+		o.HTTPPort = 80
+	}
+	if o.Log == nil {
+		o.Log = io.Discard
+	}
+	profiles := map[string]ca.Profile{}
+	for name, life := range o.Profiles {
+		profiles[name] = ca.Profile{Description: name, ValidityPeriod: uint64(life / time.Second)}
+	}
+	if len(profiles) == 0 {
+		profiles["default"] = ca.Profile{Description: "90 days", ValidityPeriod: 90 * 24 * 3600}
+	}
+	endpoint, root, err := endpointCertificate(o.Address)
+	if err != nil {
+		return nil, fmt.Errorf("making the endpoint's certificate: %w", err)
+	}
+	p := &Pebble{store: db.NewMemoryStore(), tls: root}
+	resolver, err := p.startDNS()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range o.BlockedDomains {
+		if err := p.store.AddBlockedDomain(d); err != nil {
+			p.Close()
+			return nil, err
+		}
+	}
+	for id, key := range o.EABKeys {
+		if err := p.store.AddExternalAccountKeyByID(id, key); err != nil {
+			p.Close()
+			return nil, err
+		}
+	}
+	logger := log.New(o.Log, "pebble ", log.LstdFlags|log.Lmicroseconds)
+	front := p.newFrontEnd(o, logger, resolver, profiles)
+	if p.api, err = serve(o.Address, endpoint, p.faults.before(adviseEvery(o.AdviceEvery, p.serialised(front.Handler())))); err != nil {
+		p.Close()
+		return nil, err
+	}
+	if p.management, err = serve(o.Address, endpoint, front.ManagementHandler()); err != nil {
+		p.Close()
+		return nil, err
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(root)
+	p.client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}}
+	return p, nil
+}
+
+// newFrontEnd sets the variables that Pebble reads, for as long as it reads them.
+func (p *Pebble) newFrontEnd(o Options, logger *log.Logger, resolver string, profiles map[string]ca.Profile) wfe.WebFrontEndImpl {
+	environment.Lock()
+	defer environment.Unlock()
+	for name, value := range map[string]string{
+		"PEBBLE_VA_NOSLEEP":      "1",
+		"PEBBLE_WFE_NONCEREJECT": fmt.Sprint(o.BadNonces),
+		"PEBBLE_AUTHZREUSE":      fmt.Sprint(o.AuthorizationReuse),
+	} {
+		old, had := os.LookupEnv(name)
+		os.Setenv(name, value)
+		defer func() {
+			if had {
+				os.Setenv(name, old)
+			} else {
+				os.Unsetenv(name)
+			}
+		}()
+	}
+	authority := ca.New(logger, p.store, "", "ecdsa", 0, 1, profiles)
+	validation := va.New(logger, o.HTTPPort, 443, true, resolver, p.store)
+	return wfe.New(logger, p.store, validation, authority, []string{"pebble.example"}, true, len(o.EABKeys) > 0, 0, 0)
+}
+
+// startDNS starts a DNS server that resolves every name to 127.0.0.1. Pebble asks over TCP.
+func (p *Pebble) startDNS() (string, error) {
+	var last error
+	for range 20 { // a port that is free for TCP may be taken for UDP
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return "", err
+		}
+		address := l.Addr().String()
+		packet, err := net.ListenPacket("udp", address)
+		l.Close()
+		if err != nil {
+			last = err
+			continue
+		}
+		packet.Close()
+		p.dns, last = challtestsrv.New(challtestsrv.Config{DNSAddrs: []string{address}, Log: log.New(io.Discard, "", 0)})
+		if last != nil {
+			continue
+		}
+		p.dns.SetDefaultDNSIPv4("127.0.0.1")
+		p.dns.SetDefaultDNSIPv6("")
+		go p.dns.Run()
+		if last = awaitTCP(address); last == nil {
+			return address, nil
+		}
+		p.dns.Shutdown()
+	}
+	return "", fmt.Errorf("starting a DNS server: %w", last)
+}
+
+func awaitTCP(address string) error {
+	var err error
+	for range 200 {
+		var conn net.Conn
+		if conn, err = net.Dial("tcp", address); err == nil {
+			return conn.Close()
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	return err
+}
+
+func serve(address string, cert tls.Certificate, h http.Handler) (*httptest.Server, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	if err != nil {
+		return nil, err
+	}
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(io.Discard, "", 0)}}
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+	s.StartTLS()
+	return s, nil
+}
+
+// Close stops the CA.
+func (p *Pebble) Close() {
+	for _, s := range []*httptest.Server{p.api, p.management} {
+		if s != nil {
+			s.CloseClientConnections()
+			s.Close()
+		}
+	}
+	if p.client != nil {
+		p.client.CloseIdleConnections()
+	}
+	p.dns.Shutdown()
+}
+
+// Directory is the URL of the ACME directory.
+func (p *Pebble) Directory() string { return p.api.URL + "/dir" }
+
+// CABundlePEM is what a client must trust to speak to the directory. It is not the root of what is issued.
+func (p *Pebble) CABundlePEM() string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: p.tls.Raw}))
+}
+
+// Resolve makes name, and only it, resolve to ip.
+func (p *Pebble) Resolve(name, ip string) { p.dns.AddDNSARecord(name, []string{ip}) }
+
+// Issued counts the certificates issued.
+func (p *Pebble) Issued() int { return int(p.issued.Load()) }
+
+// RootPEM is the root of what is issued.
+func (p *Pebble) RootPEM(ctx context.Context) ([]byte, error) {
+	return p.manage(ctx, http.MethodGet, "/roots/0", nil)
+}
+
+// Roots is the pool of the root of what is issued.
+func (p *Pebble) Roots(ctx context.Context) (*x509.CertPool, error) {
+	data, err := p.RootPEM(ctx)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(data) {
+		return nil, errors.New("no certificate in Pebble's answer")
+	}
+	return pool, nil
+}
+
+// SetRenewalWindow makes the CA advise to renew the certificate between start and end (RFC 9773).
+func (p *Pebble) SetRenewalWindow(ctx context.Context, cert *x509.Certificate, start, end time.Time) error {
+	advice, err := json.Marshal(map[string]any{"suggestedWindow": map[string]any{"start": start.UTC(), "end": end.UTC()}})
+	if err != nil {
+		return err
+	}
+	return p.SetRenewalAnswer(ctx, cert, string(advice))
+}
+
+// SetRenewalAnswer makes the CA give this text, valid or not, as its advice for the certificate.
+func (p *Pebble) SetRenewalAnswer(ctx context.Context, cert *x509.Certificate, answer string) error {
+	body, err := json.Marshal(map[string]string{
+		"Certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw})),
+		"ARIResponse": answer,
+	})
+	if err != nil {
+		return err
+	}
+	_, err = p.manage(ctx, http.MethodPost, "/set-renewal-info/", body)
+	return err
+}
+
+func (p *Pebble) manage(ctx context.Context, method, path string, body []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, p.management.URL+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	resp, err := p.client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 != 2 {
+		return nil, fmt.Errorf("%s %s: %s: %s", method, path, resp.Status, data)
+	}
+	return data, nil
+}
+
+// adviseEvery replaces the Retry-After of renewal advice.
+func adviseEvery(every time.Duration, h http.Handler) http.Handler {
+	if every == 0 {
+		return h
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, RenewalInfo) {
+			h.ServeHTTP(w, r)
+			return
+		}
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, r)
+		maps.Copy(w.Header(), rec.Header())
+		w.Header().Set("Retry-After", strconv.Itoa(int(max(every, time.Second)/time.Second)))
+		w.WriteHeader(rec.Code)
+		_, _ = w.Write(rec.Body.Bytes())
+	})
+}
+
+// serialised lets one request through at a time, and finalize answers only when the certificate it began is in the store:
+// Pebble 2.10.1 takes its locks in different orders and stops for good under concurrent use (letsencrypt/pebble#554).
+func (p *Pebble) serialised(h http.Handler) http.Handler {
+	var one sync.Mutex
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		one.Lock()
+		defer one.Unlock()
+		h.ServeHTTP(w, r)
+		if id, ok := strings.CutPrefix(r.URL.Path, "/finalize-order/"); ok {
+			p.awaitIssuance(id)
+		}
+	})
+}
+
+func (p *Pebble) awaitIssuance(orderID string) {
+	for range 5000 {
+		order := p.store.GetOrderByID(orderID)
+		if order == nil {
+			return
+		}
+		order.RLock()
+		began, cert := order.BeganProcessing, order.CertificateObject
+		order.RUnlock()
+		if !began {
+			return // refused
+		}
+		if cert != nil {
+			if _, err := p.store.GetOrderByIssuedSerial(cert.ID); err == nil {
+				p.issued.Add(1)
+				return
+			}
+		}
+		time.Sleep(200 * time.Microsecond)
+	}
+}
