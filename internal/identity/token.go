@@ -6,7 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
-	"fmt"
+	"log/slog"
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -16,14 +16,15 @@ const (
 	tokenPrefix    = "spj1."
 	tokenSecretLen = 32
 	tokenMaxLen    = 512
+	tokenMaxID     = 64
 )
 
 var b64 = base64.RawURLEncoding.Strict()
 
 // JoinToken lets one new agent in. RootHash is the SHA-256 of the DER of the
 // trust domain's root certificate: by it the agent knows the control plane
-// before it sends anything. The secret is redacted wherever a token is printed
-// but by String.
+// before it sends anything. As a log value a token shows
+// its id only.
 type JoinToken struct {
 	TrustDomain spiffeid.TrustDomain
 	ID          string // public: names the token in lists and logs
@@ -78,10 +79,10 @@ func (t JoinToken) check() error {
 	switch {
 	case t.TrustDomain.IsZero():
 		return errors.New("join token: no trust domain")
-	case !namePattern.MatchString(t.ID) || strings.Contains(t.ID, "."):
-		return fmt.Errorf("join token: wrong id")
+	case len(t.ID) > tokenMaxID || !namePattern.MatchString(t.ID) || strings.Contains(t.ID, "."):
+		return errors.New("join token: wrong id")
 	case len(t.Secret) != tokenSecretLen:
-		return fmt.Errorf("join token: secret must be %d bytes", tokenSecretLen)
+		return errors.New("join token: the secret must have 32 bytes")
 	}
 	return nil
 }
@@ -90,6 +91,9 @@ func (t JoinToken) check() error {
 func (t JoinToken) String() string {
 	return tokenPrefix + t.TrustDomain.Name() + "." + t.ID + "." + b64.EncodeToString(t.Secret) + "." + b64.EncodeToString(t.RootHash[:])
 }
+
+// LogValue keeps the secret out of logs.
+func (t JoinToken) LogValue() slog.Value { return slog.StringValue("join token " + t.ID) }
 
 // SecretHash is the SHA-256 of the secret: all that a server keeps.
 func (t JoinToken) SecretHash() [sha256.Size]byte { return sha256.Sum256(t.Secret) }
