@@ -151,32 +151,26 @@ func kindOfCode(c codes.Code) Kind {
 	return Internal
 }
 
+// codeReasons name what went wrong when nobody gave a reason.
+var codeReasons = map[codes.Code]string{
+	codes.Canceled:           ReasonCanceled,
+	codes.InvalidArgument:    "INVALID_ARGUMENT",
+	codes.DeadlineExceeded:   ReasonDeadlineExceeded,
+	codes.NotFound:           "NOT_FOUND",
+	codes.AlreadyExists:      "ALREADY_EXISTS",
+	codes.PermissionDenied:   "PERMISSION_DENIED",
+	codes.ResourceExhausted:  "RESOURCE_EXHAUSTED",
+	codes.FailedPrecondition: "FAILED_PRECONDITION",
+	codes.Aborted:            "ABORTED",
+	codes.OutOfRange:         "OUT_OF_RANGE",
+	codes.Unimplemented:      ReasonUnimplemented,
+	codes.Unavailable:        ReasonUnavailable,
+	codes.Unauthenticated:    "UNAUTHENTICATED",
+}
+
 func reasonOfCode(c codes.Code) string {
-	switch c {
-	case codes.Canceled:
-		return ReasonCanceled
-	case codes.DeadlineExceeded:
-		return ReasonDeadlineExceeded
-	case codes.Unavailable:
-		return ReasonUnavailable
-	case codes.Unimplemented:
-		return ReasonUnimplemented
-	case codes.InvalidArgument:
-		return "INVALID_ARGUMENT"
-	case codes.NotFound:
-		return "NOT_FOUND"
-	case codes.AlreadyExists:
-		return "ALREADY_EXISTS"
-	case codes.Aborted:
-		return "ABORTED"
-	case codes.FailedPrecondition:
-		return "FAILED_PRECONDITION"
-	case codes.Unauthenticated:
-		return "UNAUTHENTICATED"
-	case codes.PermissionDenied:
-		return "PERMISSION_DENIED"
-	case codes.ResourceExhausted:
-		return "RESOURCE_EXHAUSTED"
+	if r, ok := codeReasons[c]; ok {
+		return r
 	}
 	return ReasonInternal
 }
