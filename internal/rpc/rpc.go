@@ -19,11 +19,12 @@ import (
 	"time"
 
 	"google.golang.org/grpc/metadata"
+
+	"github.com/sallyport-pki/sallyport/internal/identity"
 )
 
-// ServerNameSuffix makes the TLS server name (SNI) of a service: the name of
-// the service, then this. It is never looked up in DNS.
-const ServerNameSuffix = ".sallyport.internal"
+// ServerNameSuffix makes the TLS server name of a service.
+const ServerNameSuffix = identity.ServerNameSuffix
 
 // Sizes tuned for many idle streams, measured with 5,000 agents on one server:
 // 49 KiB of server memory for a connection instead of 60, and half the peak
