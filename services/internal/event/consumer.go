@@ -72,13 +72,16 @@ func (c *Consumer) Run(ctx context.Context) error {
 			break
 		}
 		c.c.Log.WarnContext(ctx, "events are not being received", "consumer", c.c.Durable, "error", err)
-		sleep(ctx, time.Second+rand.N(time.Second))
+		sleep(ctx, time.Second/2+rand.N(time.Second/2))
 	}
 	return nil
 }
 
 func (c *Consumer) consume(ctx context.Context) error {
-	attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+	if !c.c.JS.Conn().IsConnected() {
+		return errAway
+	}
+	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	cons, err := c.c.JS.CreateOrUpdateConsumer(attempt, StreamName, jetstream.ConsumerConfig{
 		Durable:        c.c.Durable,
@@ -162,26 +165,20 @@ var errUndecodable = errors.New("not an EventBatch")
 // batch handles all events of a message in one transaction. If one of them fails, each gets its own, so that it holds up
 // none of the others.
 func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
-	var b eventv1.EventBatch
-	if err := proto.Unmarshal(m.Data(), &b); err != nil {
-		id := fmt.Sprintf("%s/%d", meta.Stream, meta.Sequence.Stream)
-		if err := c.skip(ctx, id, err); err != nil {
+	events, unnamed, err := decode(m.Data())
+	if err != nil {
+		if err := c.skip(ctx, fmt.Sprintf("%s/%d", meta.Stream, meta.Sequence.Stream), err); err != nil {
 			return err
 		}
 		return errUndecodable
 	}
-	var events []*eventv1.Event
-	for i, e := range b.GetEvents() {
-		if uuid.Validate(e.GetId()) == nil {
-			events = append(events, e)
-			continue
-		}
+	for _, i := range unnamed {
 		id := fmt.Sprintf("%s/%d/%d", meta.Stream, meta.Sequence.Stream, i)
-		if err := c.skip(ctx, id, fmt.Errorf("event id %q is not a UUID", e.GetId())); err != nil {
+		if err := c.skip(ctx, id, errors.New("the event's id is not a UUID")); err != nil {
 			return err
 		}
 	}
-	err := c.handle(ctx, events)
+	err = c.handle(ctx, events)
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
@@ -196,6 +193,22 @@ func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 		}
 	}
 	return errors.Join(failures...)
+}
+
+// decode reads a message. unnamed are the places of events that have no usable id.
+func decode(data []byte) (events []*eventv1.Event, unnamed []int, err error) {
+	var b eventv1.EventBatch
+	if err := proto.Unmarshal(data, &b); err != nil {
+		return nil, nil, err
+	}
+	for i, e := range b.GetEvents() {
+		if uuid.Validate(e.GetId()) == nil && len(e.GetId()) == 36 {
+			events = append(events, e)
+		} else {
+			unnamed = append(unnamed, i)
+		}
+	}
+	return events, unnamed, nil
 }
 
 // handle is one transaction. A panic in the handler counts as its error: the event comes again, and the stack is in the log.

@@ -29,6 +29,8 @@ const (
 	longPause   = 10 * time.Second
 )
 
+var errAway = errors.New("not connected to NATS")
+
 // RelayConfig is what a Relay needs; all of it is required.
 type RelayConfig struct {
 	DB      *db.DB
@@ -180,7 +182,7 @@ func (r *Relay) waiting(ctx context.Context, kind string) ([]batch, error) {
 
 func (r *Relay) publish(ctx context.Context, b batch) error {
 	if !r.c.JS.Conn().IsConnected() {
-		return errors.New("not connected to NATS")
+		return errAway
 	}
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
