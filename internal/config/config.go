@@ -13,6 +13,7 @@ import (
 	"os"
 	"reflect"
 	"strings"
+	"unicode/utf8"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -103,6 +104,9 @@ func parse(file string, data []byte) ([]*yaml.Node, error) {
 	if len(data) > maxSize {
 		return nil, &Error{File: file, Message: fmt.Sprintf("larger than %d bytes", maxSize)}
 	}
+	if err := checkText(file, data); err != nil {
+		return nil, err
+	}
 	var nodes []*yaml.Node
 	for dec := yaml.NewDecoder(bytes.NewReader(data)); ; {
 		var doc yaml.Node
@@ -123,9 +127,30 @@ func parse(file string, data []byte) ([]*yaml.Node, error) {
 	}
 }
 
-// syntaxError takes the line out of "yaml: line 3: did not find ...".
+// checkText refuses what yaml would refuse without saying where: bytes that are
+// not UTF-8, and characters outside YAML 1.2's set (section 5.1).
+func checkText(file string, data []byte) error {
+	line := 1
+	for i := 0; i < len(data); {
+		r, size := utf8.DecodeRune(data[i:])
+		switch {
+		case r == utf8.RuneError && size == 1:
+			return &Error{File: file, Line: line, Message: "not UTF-8 text"}
+		case r == '\n':
+			line++
+		case r == '\t', r == '\r', r == 0x85, r == 0xfeff && i == 0:
+		case r < 0x20, r >= 0x7f && r < 0xa0, r == 0xfeff, r == 0xfffe, r == 0xffff:
+			return &Error{File: file, Line: line, Message: fmt.Sprintf("the character %U may not stand here", r)}
+		}
+		i += size
+	}
+	return nil
+}
+
+// syntaxError takes the line out of "yaml: line 3: did not find ..."; yaml
+// leaves it out where it is the first.
 func syntaxError(file string, err error) error {
-	e := &Error{File: file, Message: strings.TrimPrefix(err.Error(), "yaml: ")}
+	e := &Error{File: file, Line: 1, Message: strings.TrimPrefix(err.Error(), "yaml: ")}
 	var line int
 	if n, _ := fmt.Sscanf(e.Message, "line %d:", &line); n == 1 {
 		_, rest, _ := strings.Cut(e.Message, ": ")
