@@ -1,0 +1,39 @@
+// Package process tells a running server to reload by a signal.
+//
+// It guarantees that the signal reaches only a process that runs the expected
+// program and has said to the kernel that it handles that signal: a stale
+// process id file kills nobody.
+package process
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// Server is a server known by its process id file.
+type Server struct {
+	// PIDFile holds the process id of the server's master.
+	PIDFile string
+	// Program is the path of the server's binary.
+	Program string
+}
+
+const maxPIDFile = 64
+
+func (s Server) pid() (int, error) {
+	data, err := os.ReadFile(s.PIDFile)
+	if err != nil {
+		return 0, err
+	}
+	if len(data) > maxPIDFile {
+		return 0, fmt.Errorf("%s does not hold a process id", s.PIDFile)
+	}
+	line, _, _ := strings.Cut(strings.TrimSpace(string(data)), "\n")
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil || pid < 2 {
+		return 0, fmt.Errorf("%s does not hold a process id", s.PIDFile)
+	}
+	return pid, nil
+}

@@ -1,0 +1,121 @@
+package process
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// find gives the running process. Its handle is a pidfd: another process that
+// later gets the same id is not meant by it.
+func (s Server) find() (*os.Process, error) {
+	pid, err := s.pid()
+	if err != nil {
+		return nil, err
+	}
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		return nil, fmt.Errorf("process %d of %s does not run: %w", pid, s.PIDFile, err)
+	}
+	if err := p.Signal(syscall.Signal(0)); err != nil {
+		return nil, errors.Join(fmt.Errorf("process %d of %s does not run", pid, s.PIDFile), p.Release())
+	}
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return nil, errors.Join(err, p.Release())
+	}
+	const commLen = 15
+	want := filepath.Base(s.Program)
+	if have := strings.TrimSpace(string(comm)); have != want[:min(len(want), commLen)] {
+		return nil, errors.Join(fmt.Errorf("process %d of %s is %q, not %q: the file is stale", pid, s.PIDFile, have, want), p.Release())
+	}
+	return p, nil
+}
+
+// settle is how long a server may take that is just replacing itself: HAProxy
+// removes its process id file and handles no signal until it is back.
+const (
+	settle = 3 * time.Second
+	pause  = 20 * time.Millisecond
+)
+
+// Running says whether the server runs.
+func (s Server) Running(ctx context.Context) error {
+	return patiently(ctx, func() error {
+		p, err := s.find()
+		if err != nil {
+			return err
+		}
+		return p.Release()
+	})
+}
+
+// Signal sends the signal if the server runs and handles it.
+func (s Server) Signal(ctx context.Context, sig syscall.Signal) error {
+	return patiently(ctx, func() error { return s.try(sig) })
+}
+
+func patiently(ctx context.Context, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	for {
+		err := try()
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(pause):
+		}
+	}
+}
+
+var errDeaf = errors.New("it does not handle the signal and would die of it: is it the master process?")
+
+func (s Server) try(sig syscall.Signal) error {
+	p, err := s.find()
+	if err != nil {
+		return err
+	}
+	defer p.Release() //nolint:errcheck // nothing is left to do
+	handles, err := catches(p.Pid, sig)
+	if err != nil {
+		return err
+	}
+	if !handles {
+		return fmt.Errorf("process %d (%s), signal %d: %w", p.Pid, filepath.Base(s.Program), int(sig), errDeaf)
+	}
+	return p.Signal(sig)
+}
+
+// catches reads the mask of caught signals (proc(5): SigCgt).
+func catches(pid int, sig syscall.Signal) (bool, error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return false, err
+	}
+	_, rest, ok := bytes.Cut(data, []byte("\nSigCgt:"))
+	if !ok {
+		return false, errors.New("reading which signals are handled")
+	}
+	line, _, _ := bytes.Cut(rest, []byte("\n"))
+	mask, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64)
+	if err != nil {
+		return false, fmt.Errorf("reading which signals are handled: %w", err)
+	}
+	return mask&(1<<(uint(sig)-1)) != 0, nil
+}
+
+// The signals that make servers reload.
+const (
+	HUP  = syscall.SIGHUP
+	USR2 = syscall.SIGUSR2
+)

@@ -1,0 +1,23 @@
+//go:build !linux
+
+package process
+
+import (
+	"context"
+	"errors"
+	"syscall"
+)
+
+var errOnlyLinux = errors.New("reloading by signal is supported on Linux only: name a reload hook")
+
+// Running cannot be answered here.
+func (s Server) Running(context.Context) error { return errOnlyLinux }
+
+// Signal sends nothing here.
+func (s Server) Signal(context.Context, syscall.Signal) error { return errOnlyLinux }
+
+// The signals that make servers reload, where there are any.
+const (
+	HUP  = syscall.Signal(1)
+	USR2 = syscall.Signal(12)
+)

@@ -1,0 +1,117 @@
+package connector
+
+import (
+	"context"
+	"crypto/x509"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/connector/handshake"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/pki"
+)
+
+// The settings of every connector.
+const (
+	// SettingVerify is host:port of the TLS listener on this host that must serve the certificate.
+	SettingVerify = "verify"
+	// SettingServerName is the name to ask for; by default the certificate's first DNS name.
+	SettingServerName = "server_name"
+)
+
+const (
+	firstLook = 50 * time.Millisecond
+	slowLook  = time.Second
+)
+
+// Listener is where a certificate must be seen. The zero value is nowhere.
+type Listener struct {
+	address    string
+	serverName string
+}
+
+// ReadListener takes the listener out of a target's settings.
+func ReadListener(s *Settings) (Listener, error) {
+	l := Listener{address: s.Take(SettingVerify), serverName: s.Take(SettingServerName)}
+	if l.address != "" {
+		if _, _, err := net.SplitHostPort(l.address); err != nil {
+			return l, fault.New(fault.Permanent, ReasonSettingsRefused, "%s: %q is not host:port", SettingVerify, clip(l.address))
+		}
+	}
+	if l.serverName != "" {
+		if _, err := pki.ParseDNS(l.serverName); err != nil {
+			return l, fault.New(fault.Permanent, ReasonSettingsRefused, "%s: %w", SettingServerName, err)
+		}
+	}
+	return l, nil
+}
+
+// Address is host:port, empty for nowhere.
+func (l Listener) Address() string { return l.address }
+
+// Verify looks until the certificate is served, at most so long.
+func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.Duration) Sight {
+	if l.address == "" {
+		return Sight{Detail: "the target's settings name no address to verify"}
+	}
+	ctx, cancel := context.WithTimeout(ctx, max(wait, slowLook))
+	defer cancel()
+	deadline := time.Now().Add(wait)
+	var last Sight
+	for pause := firstLook; ; pause = min(2*pause, slowLook) {
+		sight := l.look(ctx, want)
+		if ctx.Err() == nil || last.Address == "" {
+			last = sight
+		}
+		if last.View == Right || time.Now().Add(pause).After(deadline) {
+			return last
+		}
+		select {
+		case <-ctx.Done():
+			return last
+		case <-time.After(pause):
+		}
+	}
+}
+
+// look asks all local addresses once: one that serves the certificate makes it
+// right, one that serves another makes it wrong whatever the others do.
+func (l Listener) look(ctx context.Context, want *x509.Certificate) Sight {
+	s := Sight{Address: l.address}
+	addresses, err := handshake.Local(ctx, l.address)
+	if err != nil {
+		s.Detail = err.Error()
+		return s
+	}
+	for _, a := range addresses {
+		chain, err := handshake.Complete(ctx, a, l.nameFor(want))
+		if err != nil {
+			if s.View == CannotSee {
+				s.Detail = err.Error()
+			}
+			continue
+		}
+		s.Served = pki.FingerprintOf(chain[0].Raw)
+		if !chain[0].Equal(want) {
+			s.View = Wrong
+			return s
+		}
+		s.View = Right
+	}
+	return s
+}
+
+// nameFor is the server name to ask for: a wildcard stands for any label.
+func (l Listener) nameFor(want *x509.Certificate) string {
+	if l.serverName != "" {
+		return l.serverName
+	}
+	if len(want.DNSNames) == 0 {
+		return ""
+	}
+	if rest, wild := strings.CutPrefix(want.DNSNames[0], "*."); wild {
+		return "sallyport-verify." + rest
+	}
+	return want.DNSNames[0]
+}

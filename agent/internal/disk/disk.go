@@ -1,0 +1,89 @@
+// Package disk keeps small files so that they survive a crash and a power cut:
+// after either, a file has its old content or its new one, whole, or it is
+// known to be damaged and set aside. All paths stay inside the folder they
+// were opened in.
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// Replace puts data into the file name below root, made with perm if it was
+// not there. It is durable when Replace returns.
+func Replace(root *os.Root, name string, data []byte, perm fs.FileMode) error {
+	tmp := filepath.Join(filepath.Dir(name), tempPrefix+filepath.Base(name))
+	if err := root.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := Create(root, tmp, data, perm, nil); err != nil {
+		return err
+	}
+	if err := root.Rename(tmp, name); err != nil {
+		return errors.Join(err, root.Remove(tmp))
+	}
+	return SyncDir(root, filepath.Dir(name))
+}
+
+const tempPrefix = ".tmp-"
+
+// Create makes the file name below root with data; it must not be there yet.
+// dress, if given, sets what else the file needs before it is synced. A file
+// that could not be completed is removed. The folder is not synced.
+func Create(root *os.Root, name string, data []byte, perm fs.FileMode, dress func(*os.File) error) error {
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err == nil && dress != nil {
+		err = dress(f)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return errors.Join(err, root.Remove(name))
+	}
+	return nil
+}
+
+// Read gives the content of a plain file of at most limit bytes. It does not
+// wait on a pipe or a device somebody put in its place.
+func Read(root *os.Root, name string, limit int64) ([]byte, error) {
+	f, err := root.OpenFile(name, os.O_RDONLY|nonblock, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	fi, err := f.Stat()
+	switch {
+	case err != nil:
+		return nil, err
+	case !fi.Mode().IsRegular():
+		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a plain file")}
+	case fi.Size() > limit:
+		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("larger than %d bytes", limit)}
+	}
+	return io.ReadAll(io.LimitReader(f, limit))
+}
+
+// Full says whether the error means that the file system, or the quota, has no
+// room left.
+func Full(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errQuota)
+}
+
+// Refused says whether the error means that the folder or file may not be
+// written.
+func Refused(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS)
+}

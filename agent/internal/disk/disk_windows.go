@@ -1,0 +1,29 @@
+package disk
+
+import (
+	"io/fs"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+const nonblock = 0
+
+var errQuota = syscall.Errno(1295) // ERROR_DISK_QUOTA_EXCEEDED
+
+// SyncDir does nothing: NTFS journals names by itself.
+func SyncDir(*os.Root, string) error { return nil }
+
+// private leaves access to the folder's inherited access list.
+func private(string, fs.FileInfo) error { return nil }
+
+var procLockFileEx = syscall.NewLazyDLL("kernel32.dll").NewProc("LockFileEx")
+
+func lock(f *os.File) error {
+	const exclusive, failImmediately = 2, 1
+	var at syscall.Overlapped
+	if ok, _, err := procLockFileEx.Call(f.Fd(), exclusive|failImmediately, 0, 1, 0, uintptr(unsafe.Pointer(&at))); ok == 0 {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,219 @@
+package disk
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+)
+
+const (
+	header        = "sallyport 1 "
+	maxRecord     = 64 << 20
+	damagedPrefix = "damaged-"
+	maxDamaged    = 16
+)
+
+// ErrDamaged is what Get wraps for a record that was damaged and set aside. It
+// is an fs.ErrNotExist too: the record is gone.
+var ErrDamaged = fmt.Errorf("damaged record: %w", fs.ErrNotExist)
+
+// Folder keeps sealed records: each a file whose damage is noticed. It is for
+// one process; calls may come from several goroutines.
+type Folder struct {
+	path string
+	root *os.Root
+	log  *slog.Logger
+	mu   sync.Mutex
+}
+
+// OpenFolder opens the folder at path for records, making it (0700) if it is
+// not there, and clears away what an interrupted Put has left. It refuses a
+// folder that others may read.
+func OpenFolder(path string, log *slog.Logger) (*Folder, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	if err := private(path, fi); err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	root, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	f := &Folder{path: path, root: root, log: log}
+	names, err := f.names()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("opening state: %w", err), root.Close())
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n, tempPrefix) {
+			if err := root.Remove(n); err != nil {
+				return nil, errors.Join(fmt.Errorf("opening state: %w", err), root.Close())
+			}
+		}
+	}
+	return f, nil
+}
+
+// Close lets the folder go.
+func (f *Folder) Close() error { return f.root.Close() }
+
+// Path is where the folder lies.
+func (f *Folder) Path() string { return f.path }
+
+// Put keeps payload under name. It is durable when Put returns.
+func (f *Folder) Put(name string, payload []byte) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := Replace(f.root, name, seal(payload), 0o600); err != nil {
+		return fmt.Errorf("keeping %s in %s: %w", name, f.path, err)
+	}
+	return nil
+}
+
+// Get gives what was kept under name. A record that is damaged is set aside
+// with a line in the log and reported as ErrDamaged.
+func (f *Folder) Get(ctx context.Context, name string) ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	data, err := Read(f.root, name, maxRecord)
+	if err != nil {
+		return nil, fmt.Errorf("reading state in %s: %w", f.path, err)
+	}
+	payload, err := unseal(data)
+	if err == nil {
+		return payload, nil
+	}
+	f.setAside(ctx, name, err)
+	return nil, fmt.Errorf("reading %s in %s: %w", name, f.path, ErrDamaged)
+}
+
+// SetAside takes a record whose content makes no sense out of the way.
+func (f *Folder) SetAside(ctx context.Context, name string, why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.setAside(ctx, name, why)
+}
+
+func (f *Folder) setAside(ctx context.Context, name string, why error) {
+	aside := damagedPrefix + name
+	if n, err := f.names(); err != nil || f.countDamaged(n) >= maxDamaged {
+		aside = damagedPrefix + "last"
+	}
+	if err := f.root.Rename(name, aside); err != nil {
+		why = errors.Join(why, err)
+	}
+	f.log.ErrorContext(ctx, "state file is damaged: set aside, its content is fetched or made again", "folder", f.path, "file", name, "kept_as", aside, "error", why)
+}
+
+func (f *Folder) countDamaged(names []string) (n int) {
+	for _, name := range names {
+		if strings.HasPrefix(name, damagedPrefix) {
+			n++
+		}
+	}
+	return n
+}
+
+// Remove forgets name; that it is not there is no error.
+func (f *Folder) Remove(name string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing state in %s: %w", f.path, err)
+	}
+	return SyncDir(f.root, ".")
+}
+
+// Names lists the records, sorted.
+func (f *Folder) Names() ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	names, err := f.names()
+	if err != nil {
+		return nil, fmt.Errorf("reading state in %s: %w", f.path, err)
+	}
+	return slices.DeleteFunc(names, func(n string) bool {
+		return strings.HasPrefix(n, damagedPrefix) || strings.HasPrefix(n, tempPrefix)
+	}), nil
+}
+
+func (f *Folder) names() ([]string, error) {
+	dir, err := f.root.Open(".")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	entries, err := dir.ReadDir(-1)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range entries {
+		if !e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// Lock is held while one process owns a state folder.
+type Lock struct{ f *os.File }
+
+// Unlock lets the folder go.
+func (l *Lock) Unlock() error { return l.f.Close() }
+
+// TakeLock makes the folder at path this process's own until Unlock or the end
+// of the process, however it ends.
+func TakeLock(path string) (*Lock, error) {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return nil, fmt.Errorf("locking state: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking state: %w", err)
+	}
+	if err := lock(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("state folder %s is in use by another agent", path), f.Close())
+	}
+	return &Lock{f}, nil
+}
+
+// Key makes any text into a file name.
+func Key(s string) string {
+	sum := sha256.Sum256([]byte(s))
+	return hex.EncodeToString(sum[:16])
+}
+
+// seal puts a line with a checksum before the payload.
+func seal(payload []byte) []byte {
+	sum := sha256.Sum256(payload)
+	return slices.Concat([]byte(header+hex.EncodeToString(sum[:])+"\n"), payload)
+}
+
+func unseal(data []byte) ([]byte, error) {
+	line, payload, ok := bytes.Cut(data, []byte("\n"))
+	want, is := strings.CutPrefix(string(line), header)
+	if !ok || !is {
+		return nil, errors.New("no header: not written by this program, or cut short")
+	}
+	if sum := sha256.Sum256(payload); want != hex.EncodeToString(sum[:]) {
+		return nil, errors.New("checksum differs")
+	}
+	return payload, nil
+}
