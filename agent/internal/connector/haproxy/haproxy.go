@@ -31,7 +31,10 @@ const Name = "haproxy"
 // server_name: the file of certificate, chain and key (bind ... ssl crt).
 const SettingCombined = "combined"
 
-const checkTimeout = 30 * time.Second
+const (
+	checkTimeout = 30 * time.Second
+	settle       = 2 * time.Second
+)
 
 // Config is the host's configuration of the connector.
 type Config struct {
@@ -96,7 +99,7 @@ func New(cfg Config, hooks pemfile.Hooks) (*Connector, error) {
 		Hook:  hook,
 	}
 	if hook == nil {
-		d.Process, d.Signal = &process.Server{PIDFile: cfg.PIDFile, Program: cfg.Binary}, process.USR2
+		d.Process, d.Signal = &process.Server{PIDFile: cfg.PIDFile, Program: cfg.Binary, Settle: settle}, process.USR2
 	}
 	return &Connector{rules: rules, daemon: d}, nil
 }

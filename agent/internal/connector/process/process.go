@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Server is a server known by its process id file.
@@ -18,6 +19,9 @@ type Server struct {
 	PIDFile string
 	// Program is the path of the server's binary.
 	Program string
+	// Settle is how long the server may take that is just replacing itself:
+	// HAProxy removes its process id file and handles no signal until it is back.
+	Settle time.Duration
 }
 
 const maxPIDFile = 64

@@ -39,16 +39,11 @@ func (s Server) find() (*os.Process, error) {
 	return p, nil
 }
 
-// settle is how long a server may take that is just replacing itself: HAProxy
-// removes its process id file and handles no signal until it is back.
-const (
-	settle = 3 * time.Second
-	pause  = 20 * time.Millisecond
-)
+const pause = 20 * time.Millisecond
 
 // Running says whether the server runs.
 func (s Server) Running(ctx context.Context) error {
-	return patiently(ctx, func() error {
+	return s.patiently(ctx, func() error {
 		p, err := s.find()
 		if err != nil {
 			return err
@@ -59,11 +54,11 @@ func (s Server) Running(ctx context.Context) error {
 
 // Signal sends the signal if the server runs and handles it.
 func (s Server) Signal(ctx context.Context, sig syscall.Signal) error {
-	return patiently(ctx, func() error { return s.try(sig) })
+	return s.patiently(ctx, func() error { return s.try(sig) })
 }
 
-func patiently(ctx context.Context, try func() error) error {
-	ctx, cancel := context.WithTimeout(ctx, settle)
+func (s Server) patiently(ctx context.Context, try func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, s.Settle)
 	defer cancel()
 	for {
 		err := try()
