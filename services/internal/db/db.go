@@ -125,7 +125,16 @@ func (d *DB) Instance() string { return d.instance }
 // Exclusive reports that no other process can have this database open, so whatever another Instance left is a leftover.
 func (d *DB) Exclusive() bool { return d.writer != nil }
 
-type insideWrite struct{}
+// inside marks the context of a transaction's function. One transaction inside another would wait for itself: for the one
+// writer of SQLite, or for a connection when all are taken.
+type inside struct{}
+
+func begin(ctx context.Context) (context.Context, error) {
+	if ctx.Value(inside{}) != nil {
+		return nil, fault.New(fault.Internal, "INTERNAL", "a transaction was begun inside another: pass the first one on instead")
+	}
+	return context.WithValue(ctx, inside{}, true), nil
+}
 
 // Write runs fn in a transaction and commits it when fn returns nil. fn does SQL and nothing that waits.
 //
@@ -135,13 +144,16 @@ type insideWrite struct{}
 // updates waits for the first and looks again. After a serialization failure or deadlock fn runs again, so it must be
 // repeatable: it sets what it captures, and does not add to it.
 //
+// A transaction inside a transaction is refused, by the context given to fn. Constraints must not be deferred: a COMMIT that
+// fails takes all calls of its transaction with it.
+//
 // Errors of the storage itself (disk full, I/O error, server away) come back as fault.Transient STORAGE_UNAVAILABLE.
 func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) error {
-	if ctx.Value(insideWrite{}) != nil {
-		return fault.New(fault.Internal, "INTERNAL", "db.Write called inside db.Write: pass the transaction on instead")
+	ctx, err := begin(ctx)
+	if err != nil {
+		return err
 	}
 	var topics []string
-	var err error
 	if d.writer != nil {
 		topics, err = d.writer.do(ctx, fn)
 	} else {
@@ -156,6 +168,10 @@ func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) erro
 
 // Read runs fn in a read-only transaction that sees one state of the database throughout.
 func (d *DB) Read(ctx context.Context, fn func(context.Context, Tx) error) error {
+	ctx, err := begin(ctx)
+	if err != nil {
+		return err
+	}
 	opts := &sql.TxOptions{ReadOnly: true}
 	if d.writer == nil {
 		opts.Isolation = sql.LevelRepeatableRead

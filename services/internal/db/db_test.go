@@ -265,7 +265,7 @@ func TestReadSeesOneState(t *testing.T) {
 			if err := tx.QueryRow(ctx, `SELECT count(*) FROM thing`).Scan(&one); err != nil {
 				return err
 			}
-			if err := d.Write(ctx, insert("meanwhile")); err != nil {
+			if err := d.Write(t.Context(), insert("meanwhile")); err != nil {
 				return err
 			}
 			if err := tx.QueryRow(ctx, `SELECT count(*) FROM thing`).Scan(&two); err != nil {
@@ -289,12 +289,19 @@ func TestReadSeesOneState(t *testing.T) {
 	})
 }
 
-func TestNestedWriteIsRefused(t *testing.T) {
+func TestNestingIsRefused(t *testing.T) {
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		d := open(t, c)
-		err := d.Write(t.Context(), func(ctx context.Context, tx db.Tx) error { return d.Write(ctx, insert("x")) })
-		if fault.KindOf(err) != fault.Internal || err == nil {
-			t.Errorf("gave %v", err)
+		type do = func(context.Context, func(context.Context, db.Tx) error) error
+		for _, outer := range []do{d.Read, d.Write} {
+			for _, inner := range []do{d.Read, d.Write} {
+				err := outer(t.Context(), func(ctx context.Context, _ db.Tx) error {
+					return inner(ctx, func(context.Context, db.Tx) error { t.Error("ran"); return nil })
+				})
+				if fault.KindOf(err) != fault.Internal || err == nil {
+					t.Errorf("gave %v", err)
+				}
+			}
 		}
 	})
 }

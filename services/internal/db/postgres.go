@@ -108,7 +108,7 @@ func (d *DB) writeOnce(ctx context.Context, fn func(context.Context, Tx) error) 
 	}
 	defer tx.Rollback()
 	t := &plainTx{tx: tx}
-	if err := fn(context.WithValue(ctx, insideWrite{}, true), t); err != nil {
+	if err := fn(ctx, t); err != nil {
 		return nil, err
 	}
 	if err := tx.Commit(); err != nil {

@@ -72,7 +72,7 @@ func (c *call) perform(ctx context.Context, tx *groupTx, fn func(context.Context
 		tx.end()
 		c.outcome <- err
 	}()
-	err = fn(context.WithValue(ctx, insideWrite{}, true), tx)
+	err = fn(ctx, tx)
 }
 
 func (w *writer) run() {

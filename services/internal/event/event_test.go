@@ -205,6 +205,7 @@ func names(prefix string, n int) []string {
 }
 
 func TestChangeAndEventTogether(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		var mu sync.Mutex
@@ -251,6 +252,7 @@ func TestChangeAndEventTogether(t *testing.T) {
 }
 
 func TestEmitRefuses(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		for _, e := range []*eventv1.Event{
@@ -266,6 +268,7 @@ func TestEmitRefuses(t *testing.T) {
 }
 
 func TestManyEventsShareFewMessages(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		all := names("r", 3000)
@@ -306,6 +309,7 @@ func (w *world) stream() jetstream.Stream {
 }
 
 func TestObservationsAreApart(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, servicetest.SQLite(t))
 	w.relay()
 	w.consume(note)
@@ -323,6 +327,7 @@ func TestObservationsAreApart(t *testing.T) {
 }
 
 func TestNATSComesAndGoes(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		w.relay()
@@ -344,6 +349,7 @@ func TestNATSComesAndGoes(t *testing.T) {
 
 // A transaction that began early and commits late has an id below those already published.
 func TestLateCommitIsNotPassedOver(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		w.relay()
@@ -362,6 +368,7 @@ func TestLateCommitIsNotPassedOver(t *testing.T) {
 
 // After a crash between storing in JetStream and marking as published the same events go out again, in other messages.
 func TestPublishedTwiceHandledOnce(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		w.consume(note)
@@ -386,6 +393,7 @@ func TestPublishedTwiceHandledOnce(t *testing.T) {
 }
 
 func TestConsumerGoesOnWhereItStopped(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		w.relay()
@@ -400,6 +408,7 @@ func TestConsumerGoesOnWhereItStopped(t *testing.T) {
 }
 
 func TestFailingHandlers(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		var mu sync.Mutex
@@ -457,6 +466,7 @@ func (w *world) idle() bool {
 }
 
 func TestForeignBytes(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newWorld(t, c)
 		noID, err := proto.Marshal(&eventv1.EventBatch{Events: []*eventv1.Event{issued("no id"), {Id: "x\x00y", Type: "a.b.c"}, {Id: "01890a5d-ac96-774b-bcce-b302099a8057", Subject: "good"}}})
@@ -480,6 +490,7 @@ func TestForeignBytes(t *testing.T) {
 }
 
 func TestFullStreamHoldsTheOutbox(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, servicetest.SQLite(t))
 	w.ensure(event.StreamLimits{MaxBytes: 2000})
 	w.relay()
@@ -503,6 +514,7 @@ func TestFullStreamHoldsTheOutbox(t *testing.T) {
 }
 
 func TestReplicasShareTheOutbox(t *testing.T) {
+	t.Parallel()
 	c := servicetest.Postgres(t)
 	w := newWorld(t, c)
 	second := *w
@@ -524,6 +536,7 @@ func TestReplicasShareTheOutbox(t *testing.T) {
 }
 
 func TestStreamsAsDocumented(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t, servicetest.SQLite(t))
 	w.ensure(event.StreamLimits{MaxAge: time.Hour}) // a second time, changed
 	for name, subjects := range map[string]int{event.StreamName: 2, event.AuditStream: 1} {
@@ -538,7 +551,24 @@ func TestStreamsAsDocumented(t *testing.T) {
 	}
 }
 
+func TestStreamsThatCannotBe(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, servicetest.SQLite(t))
+	if err := event.EnsureStreams(t.Context(), w.js, event.StreamLimits{Replicas: 3}); err == nil {
+		t.Error("three replicas on one server")
+	}
+	w.broker.Stop()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := event.EnsureStreams(ctx, w.js, event.StreamLimits{}); err == nil {
+		t.Error("streams without a server")
+	}
+	w.broker.Start()
+	w.ensure(event.StreamLimits{})
+}
+
 func TestConstructorsRefuse(t *testing.T) {
+	t.Parallel()
 	if _, err := event.NewRelay(event.RelayConfig{}); err == nil {
 		t.Error("a relay of nothing")
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,7 +23,7 @@ const (
 	maxBatch    = 512                    // events in one message
 	maxInFlight = 8                      // messages published but not yet acknowledged
 	linger      = 2 * time.Millisecond   // waited after a commit for others to share its message
-	lookEvery   = 5 * time.Second        // without a nudge
+	lookEvery   = 5 * time.Second        // for what another process committed
 	ackTimeout  = 10 * time.Second       // for one message
 	leaseTTL    = 10 * time.Second       // until another replica takes over
 	firstPause  = 100 * time.Millisecond // after a failure, doubling
@@ -39,26 +40,15 @@ type RelayConfig struct {
 	Log     *slog.Logger
 }
 
-// Relay moves what waits in the outbox to JetStream. Of several replicas on one database one works at a time.
-type Relay struct {
-	c     RelayConfig
-	nudge chan struct{}
-}
+// Relay moves what waits in the outbox to JetStream: what this process commits at once, what another did within seconds. Of several replicas on one database one works at a time.
+type Relay struct{ c RelayConfig }
 
 // NewRelay validates c.
 func NewRelay(c RelayConfig) (*Relay, error) {
 	if c.DB == nil || c.JS == nil || c.Service == "" || c.Log == nil {
 		return nil, errors.New("event.NewRelay: DB, JS, Service and Log are required")
 	}
-	return &Relay{c: c, nudge: make(chan struct{}, 1)}, nil
-}
-
-// Nudge makes the relay look at once. After a commit of this process it does so by itself.
-func (r *Relay) Nudge() {
-	select {
-	case r.nudge <- struct{}{}:
-	default:
-	}
+	return &Relay{c: c}, nil
 }
 
 // Run relays until ctx ends. While NATS or the database is away it tries again, for ever.
@@ -72,7 +62,6 @@ func (r *Relay) Run(ctx context.Context) error {
 				return nil
 			case <-emitted:
 				sleep(ctx, linger)
-			case <-r.nudge:
 			case <-time.After(lookEvery):
 			}
 		}
@@ -204,6 +193,9 @@ func (b batch) msgID() string {
 }
 
 func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, error) {
+	if !slices.Contains(stored, true) {
+		return 0, nil
+	}
 	n := 0
 	err := r.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		n = 0

@@ -44,7 +44,7 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, limits StreamLim
 		Discard:    jetstream.DiscardNew,
 		Replicas:   max(limits.Replicas, 1),
 		MaxBytes:   limits.MaxBytes,
-		Duplicates: dedupWindow,
+		Duplicates: min(dedupWindow, limits.MaxAge),
 	}
 	work, audit := base, base
 	work.Name = StreamName
@@ -67,14 +67,22 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, limits StreamLim
 	return nil
 }
 
+// noPeers is what a cluster says while too few of its servers are up (nats-server, JSClusterNoPeersErrF).
+const noPeers = 10005
+
+// final is an answer of JetStream that will not change by asking again.
+func final(err error) bool {
+	var api *jetstream.APIError
+	return errors.As(err, &api) && api.Code != 503 && api.ErrorCode != noPeers
+}
+
 // insist repeats fn until it succeeds, the server refuses for good, or ctx ends.
 func insist(ctx context.Context, fn func(context.Context) error) error {
 	for delay := 50 * time.Millisecond; ; delay = min(delay*2, 5*time.Second) {
 		attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
 		err := fn(attempt)
 		cancel()
-		var api *jetstream.APIError
-		if err == nil || errors.As(err, &api) && api.Code != 503 && api.Code != 500 {
+		if err == nil || final(err) {
 			return err
 		}
 		select {

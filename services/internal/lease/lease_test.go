@@ -42,6 +42,7 @@ func guarded(ctx context.Context, d *db.DB) error {
 }
 
 func TestOneAtATime(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		all := []*db.DB{open(t, c)}
 		for range 3 {
@@ -86,6 +87,7 @@ func TestOneAtATime(t *testing.T) {
 }
 
 func TestHeldLongerThanItsTTL(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		d := open(t, c)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -118,6 +120,7 @@ func TestHeldLongerThanItsTTL(t *testing.T) {
 }
 
 func TestSilentHolder(t *testing.T) {
+	t.Parallel()
 	const abandoned = `INSERT INTO lease (name, holder, fence, beat, ttl) VALUES ('work', $1, 7, 3, $2)`
 	take := func(t *testing.T, d *db.DB) (time.Duration, int64) {
 		t.Helper()
@@ -155,6 +158,7 @@ func TestSilentHolder(t *testing.T) {
 }
 
 func TestLostLease(t *testing.T) {
+	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		d := open(t, c)
 		var fences []int64
@@ -184,6 +188,7 @@ func TestLostLease(t *testing.T) {
 }
 
 func TestStorageGoesAway(t *testing.T) {
+	t.Parallel()
 	d := open(t, servicetest.SQLite(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -206,6 +211,7 @@ func TestStorageGoesAway(t *testing.T) {
 }
 
 func TestMisuse(t *testing.T) {
+	t.Parallel()
 	d := open(t, servicetest.SQLite(t))
 	if err := guarded(t.Context(), d); fault.KindOf(err) != fault.Internal {
 		t.Errorf("guard outside a lease: %v", err)
