@@ -1,3 +1,38 @@
 module github.com/sallyport-pki/sallyport/cli
 
-go 1.26
+go 1.26.0
+
+require (
+	github.com/google/renameio/v2 v2.0.2
+	github.com/sallyport-pki/sallyport/auditlog v0.0.0
+	github.com/sallyport-pki/sallyport/gen v0.0.0
+	github.com/sallyport-pki/sallyport/internal v0.0.0
+	github.com/spf13/cobra v1.10.2
+	github.com/spf13/pflag v1.0.9
+	github.com/spiffe/go-spiffe/v2 v2.9.0
+	github.com/tink-crypto/tink-go/v2 v2.9.0
+	go.yaml.in/yaml/v3 v3.0.6
+	golang.org/x/term v0.47.0
+	google.golang.org/grpc v1.85.0
+	google.golang.org/protobuf v1.36.12
+)
+
+require (
+	github.com/Microsoft/go-winio v0.6.2 // indirect
+	github.com/go-jose/go-jose/v4 v4.1.5 // indirect
+	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/transparency-dev/merkle v0.0.2 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/mod v0.42.0 // indirect
+	golang.org/x/net v0.62.0 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
+	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
+)
+
+replace github.com/sallyport-pki/sallyport/gen => ../gen
+
+replace github.com/sallyport-pki/sallyport/internal => ../internal
+
+replace github.com/sallyport-pki/sallyport/auditlog => ../auditlog
