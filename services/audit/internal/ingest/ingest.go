@@ -1,0 +1,188 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
+	"github.com/sallyport-pki/sallyport/services/internal/event"
+)
+
+const (
+	// Durable is the consumer's name at JetStream, for ever.
+	Durable = "audit"
+
+	ackWait     = 60 * time.Second
+	prefetch    = 64                   // messages, each of at most event.MaxSize
+	batchEvents = 4096                 // events recorded together, give or take a message
+	linger      = 2 * time.Millisecond // waited for more messages to share a batch
+	firstPause  = 100 * time.Millisecond
+	longPause   = 10 * time.Second
+)
+
+// Config is what ingest needs; all of it is required.
+type Config struct {
+	Recorder *Recorder
+	JS       jetstream.JetStream
+	Log      *slog.Logger
+}
+
+// Ingest consumes the facts of all services.
+type Ingest struct{ c Config }
+
+// New validates c.
+func New(c Config) (*Ingest, error) {
+	if c.Recorder == nil || c.JS == nil || c.Log == nil {
+		return nil, errors.New("ingest.New: Recorder, JS and Log are required")
+	}
+	return &Ingest{c}, nil
+}
+
+// Run records facts until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS, the disk or the
+// database was away: nothing is acknowledged meanwhile.
+func (i *Ingest) Run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		err := i.consume(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		i.c.Log.WarnContext(ctx, "facts are not being received", "error", err)
+		sleep(ctx, time.Second+rand.N(time.Second))
+	}
+	return nil
+}
+
+func (i *Ingest) consume(ctx context.Context) error {
+	attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	consumer, err := i.c.JS.CreateOrUpdateConsumer(attempt, event.StreamName, jetstream.ConsumerConfig{
+		Durable:       Durable,
+		Description:   "everything that is audited",
+		FilterSubject: event.FactsOf("*"),
+		DeliverPolicy: jetstream.DeliverAllPolicy,
+		AckPolicy:     jetstream.AckExplicitPolicy,
+		AckWait:       ackWait,
+		MaxDeliver:    -1,
+		MaxAckPending: 4 * prefetch,
+	})
+	if err != nil {
+		return fmt.Errorf("creating the consumer: %w", err)
+	}
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(prefetch))
+	if err != nil {
+		return fmt.Errorf("subscribing: %w", err)
+	}
+	defer messages.Stop()
+	for {
+		batch, err := i.gather(ctx, messages)
+		if err != nil {
+			return err
+		}
+		if err := i.record(ctx, batch); err != nil {
+			return err
+		}
+	}
+}
+
+// batch is what is recorded and acknowledged together.
+type batch struct {
+	messages []jetstream.Msg
+	records  []auditlog.Record
+}
+
+// gather waits for a message and takes those that come with it.
+func (i *Ingest) gather(ctx context.Context, messages jetstream.MessagesContext) (batch, error) {
+	var b batch
+	m, err := messages.Next(jetstream.NextContext(ctx))
+	for err == nil {
+		if err := i.add(ctx, &b, m); err != nil {
+			return b, err
+		}
+		if len(b.records) >= batchEvents || len(b.messages) >= prefetch {
+			return b, nil
+		}
+		m, err = messages.Next(jetstream.NextMaxWait(linger))
+	}
+	if len(b.messages) > 0 {
+		return b, nil // what ended the gathering will be met again
+	}
+	return b, err
+}
+
+// add reads one message. Whatever is in it gives records.
+func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
+	meta, err := m.Metadata()
+	if err != nil {
+		return fmt.Errorf("message without JetStream metadata: %w", err)
+	}
+	from := record.Message{Stream: meta.Stream, Sequence: meta.Sequence.Stream, Subject: m.Subject(), Time: meta.Timestamp, Data: m.Data()}
+	publisher := publisherOf(m.Subject())
+	unreadable := func(index int, why error) {
+		i.c.Log.ErrorContext(ctx, "what was published is not an event: recorded as unreadable", "publisher", publisher, "stream_seq", from.Sequence, "event_index", index, "error", why)
+		b.records = append(b.records, record.Unreadable(publisher, from, index, why))
+	}
+	b.messages = append(b.messages, m)
+	var events eventv1.EventBatch
+	if err := proto.Unmarshal(m.Data(), &events); err != nil {
+		unreadable(-1, fmt.Errorf("not an EventBatch: %w", err))
+		return nil
+	}
+	for n, e := range events.GetEvents() {
+		r, err := record.Of(publisher, e)
+		if err != nil {
+			unreadable(n, err)
+			continue
+		}
+		b.records = append(b.records, r)
+	}
+	return nil
+}
+
+// publisherOf is the service in the subject: who published, by the broker's rules, whatever the event says.
+func publisherOf(subject string) string {
+	parts := strings.Split(subject, ".")
+	if len(parts) < 3 {
+		return subject
+	}
+	return parts[2]
+}
+
+// record records a batch, as often as it takes, and acknowledges it.
+func (i *Ingest) record(ctx context.Context, b batch) error {
+	for failures := 0; ; failures++ {
+		err := i.c.Recorder.Record(ctx, b.records)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		pause := min(firstPause<<min(failures, 10), longPause)
+		i.c.Log.ErrorContext(ctx, "facts cannot be recorded: they wait at JetStream", "events", len(b.records), "attempt", failures+1, "retry_in", pause, "error", err)
+		sleep(ctx, pause/2+rand.N(pause/2))
+	}
+	for _, m := range b.messages {
+		// An acknowledgement that gets lost brings the message again, and the index knows its events.
+		if err := m.Ack(); err != nil {
+			i.c.Log.WarnContext(ctx, "acknowledging facts", "error", err)
+		}
+	}
+	return nil
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}

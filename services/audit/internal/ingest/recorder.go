@@ -1,0 +1,152 @@
+// Package ingest brings the facts of all services into the log, each once.
+//
+// It guarantees that a fact is acknowledged to JetStream only after its record is in the log on disk, that there is one record
+// per event id for ever, and that this holds after a crash at any point: the log is the truth, the index is caught up from it
+// before anything is consumed and after anything that went wrong, and what JetStream delivers again is found in the index.
+package ingest
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
+)
+
+// catchUpBatch is how many records are read from the log and indexed at once.
+const catchUpBatch = 4096
+
+// Recorder adds records to log and index, each event once.
+type Recorder struct {
+	ledger *ledger.Ledger
+	store  *store.Store
+	log    *slog.Logger
+
+	mu      sync.Mutex
+	indexed uint64 // the index knows the records before it
+}
+
+// NewRecorder makes sure that log and index belong together, refusing with what to do if they do not, and brings the index up
+// to the end of the log.
+func NewRecorder(ctx context.Context, l *ledger.Ledger, s *store.Store, log *slog.Logger) (*Recorder, error) {
+	tip, err := s.Adopt(ctx, l.Verifier())
+	if err != nil {
+		return nil, err
+	}
+	r := &Recorder{ledger: l, store: s, log: log, indexed: tip.Next}
+	if size := l.Size(); tip.Next > size {
+		return nil, refuse("the index knows %d records, the log in %s has %d: records are missing from the log; restore its directory from a newer backup, or, if they are lost for good, give the log an empty database", tip.Next, l.Dir(), size)
+	}
+	if tip.Next > 0 {
+		err := l.Read(ctx, tip.Next-1, tip.Next, func(position uint64, data []byte) error {
+			rec, err := auditlog.ParseRecord(data)
+			if err == nil && rec.ID != tip.EventID {
+				return refuse("at position %d the log in %s has event %s, the index %s: the log is not the one that was indexed; restore its directory from a backup, or, if this log is right, give it an empty database", position, l.Dir(), rec.ID, tip.EventID)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if n := l.Size() - tip.Next; n > 0 {
+		log.InfoContext(ctx, "catching the index up from the log", "records", n, "from", tip.Next)
+	}
+	return r, r.catchUp(ctx)
+}
+
+func refuse(format string, args ...any) error {
+	return fault.New(fault.Precondition, "LOG_REFUSED", format, args...)
+}
+
+// Record makes sure that each of the records is in the log, on disk, and in the index. Records of events that have one are left
+// out. After an error some of them may be in the log; recording them again is right.
+func (r *Recorder) Record(ctx context.Context, records []auditlog.Record) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	// What the last call left between log and index, if anything.
+	if err := r.catchUp(ctx); err != nil {
+		return err
+	}
+	fresh, err := r.fresh(ctx, records)
+	if err != nil || len(fresh) == 0 {
+		return err
+	}
+	encoded := make([][]byte, len(fresh))
+	for i, rec := range fresh {
+		if encoded[i], err = rec.Encode(); err != nil {
+			return fmt.Errorf("event %s: %w", rec.ID, err)
+		}
+	}
+	positions, err := r.ledger.Append(ctx, encoded)
+	if err != nil {
+		return err
+	}
+	entries := make([]store.Entry, len(fresh))
+	for i, rec := range fresh {
+		entries[i] = store.Entry{Position: positions[i], Record: rec}
+	}
+	return r.index(ctx, entries)
+}
+
+// fresh are the records whose events have none yet, each event once.
+func (r *Recorder) fresh(ctx context.Context, records []auditlog.Record) ([]auditlog.Record, error) {
+	ids := make([]string, len(records))
+	for i, rec := range records {
+		ids[i] = rec.ID
+	}
+	seen, err := r.store.Known(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	var fresh []auditlog.Record
+	for _, rec := range records {
+		if !seen[rec.ID] {
+			seen[rec.ID] = true
+			fresh = append(fresh, rec)
+		}
+	}
+	return fresh, nil
+}
+
+// catchUp indexes what is in the log and not in the index.
+func (r *Recorder) catchUp(ctx context.Context) error {
+	for size := r.ledger.Size(); r.indexed < size; {
+		to := min(r.indexed+catchUpBatch, size)
+		entries := make([]store.Entry, 0, to-r.indexed)
+		err := r.ledger.Read(ctx, r.indexed, to, func(position uint64, data []byte) error {
+			rec, err := auditlog.ParseRecord(data)
+			if err != nil {
+				return fault.New(fault.Internal, "LOG_DAMAGED", "position %d of the log in %s is not a record: %w", position, r.ledger.Dir(), err)
+			}
+			entries = append(entries, store.Entry{Position: position, Record: rec})
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("catching the index up: %w", err)
+		}
+		if err := r.index(ctx, entries); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// index adds the records from r.indexed on, which are all there are.
+func (r *Recorder) index(ctx context.Context, entries []store.Entry) error {
+	added, err := r.store.Add(ctx, entries)
+	if err != nil {
+		return err
+	}
+	if added != len(entries) {
+		// Not a reason to stop recording, but one to look: either the log has an event twice, which this package rules out, or
+		// another process indexes.
+		r.log.ErrorContext(ctx, "records were in the index already", "from", r.indexed, "records", len(entries), "new", added)
+	}
+	r.indexed += uint64(len(entries))
+	return nil
+}

@@ -1,0 +1,319 @@
+// Package ledger is the append-only log: a Tessera tile log on a local file system, and the key that signs its checkpoints.
+//
+// It guarantees that a record whose position Append has given is on disk for ever, that one process at a time has the log open,
+// and that a log that is not what its key signed is refused at opening: another log's, a cut-off one, one with tiles that do not
+// give the signed root. A proof is checked before it is handed out. It knows nothing of what the records say; one record per
+// event is its caller's business.
+//
+// Tessera's three states of an entry are two here: its POSIX driver sequences and integrates a batch in one step, with fsync of
+// bundles, tiles and state, before it gives out the positions. So a record that has a position is integrated: the next
+// checkpoint, at most two checkpoint intervals later, covers it ("published"), after a crash too. Append waits for the position
+// and not for the checkpoint, because nothing that happens in between can lose the record. Tessera's antispam is not used: it
+// forgets, or lags behind, and is no promise.
+//
+// The directory holds
+//
+//	log/            what auditors may copy: checkpoint, tile/ (c2sp.org/tlog-tiles); .state/ is Tessera's own
+//	checkpoint.key  the signing key, mode 0600
+//	verifier        the public key as a note verifier
+//	lock            held by the process that has the log open
+package ledger
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/client"
+	"github.com/transparency-dev/tessera/storage/posix"
+	"golang.org/x/mod/sumdb/note"
+	"k8s.io/klog/v2"
+)
+
+const (
+	// BatchSize is how many records Tessera integrates at once: one batch costs about the same whatever its size.
+	BatchSize = 1024
+	// batchAge is how long a batch that is not full waits for more.
+	batchAge = 5 * time.Millisecond
+	// pushbackPause is waited when Tessera asks for patience.
+	pushbackPause = 20 * time.Millisecond
+	// shutdownBound is how long Close waits for the last checkpoint.
+	shutdownBound = 10 * time.Second
+	// awaitPoll is how often a wait for a checkpoint looks.
+	awaitPoll = 20 * time.Millisecond
+)
+
+// Config says where a log is and whose.
+type Config struct {
+	// Dir is created if it does not exist. It must be on a local file system.
+	Dir string
+	// Origin names the log for ever: it stands in every checkpoint.
+	Origin string
+	// CheckpointInterval is the least time between two checkpoints; at least 100 ms.
+	CheckpointInterval time.Duration
+	Log                *slog.Logger
+}
+
+// Ledger is an open log. Append must not be called concurrently, everything else may.
+type Ledger struct {
+	dir      string
+	logDir   string
+	verifier string
+	key      note.Verifier
+	lock     *os.File
+	files    client.FileFetcher
+	reader   tessera.LogReader
+	add      tessera.AddFn
+	shutdown func(context.Context) error
+	stop     context.CancelFunc
+
+	mu    sync.Mutex
+	size  uint64
+	grown chan struct{} // closed and replaced when size grows
+}
+
+// Open opens the log, or begins a new one in an empty directory. Every refusal says what to do.
+func Open(ctx context.Context, c Config) (*Ledger, error) {
+	if c.Dir == "" || c.Origin == "" || c.CheckpointInterval < 100*time.Millisecond || c.Log == nil {
+		return nil, errors.New("ledger.Open: Dir, Origin, CheckpointInterval (at least 100 ms) and Log are required")
+	}
+	l := &Ledger{dir: c.Dir, logDir: filepath.Join(c.Dir, "log"), grown: make(chan struct{})}
+	l.files = client.FileFetcher{Root: l.logDir}
+	if err := l.acquire(); err != nil {
+		return nil, err
+	}
+	if err := l.open(ctx, c); err != nil {
+		return nil, errors.Join(err, l.lock.Close())
+	}
+	return l, nil
+}
+
+func (l *Ledger) open(ctx context.Context, c Config) error {
+	signer, err := l.loadKey(c.Origin)
+	if err != nil {
+		return err
+	}
+	if err := l.check(ctx); err != nil {
+		return err
+	}
+	if err := l.writeVerifier(); err != nil {
+		return err
+	}
+	klog.SetSlogLogger(c.Log) // Tessera's log; there is one per process
+	driver, err := posix.New(ctx, posix.Config{Path: l.logDir})
+	if err != nil {
+		return fmt.Errorf("opening the log: %w", err)
+	}
+	// Tessera's goroutines live until Close, whatever becomes of ctx.
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	appender, shutdown, reader, err := tessera.NewAppender(life, driver, tessera.NewAppendOptions().
+		WithCheckpointSigner(signer).
+		WithCheckpointInterval(c.CheckpointInterval).
+		WithCheckpointRepublishInterval(0).
+		WithBatching(BatchSize, batchAge).
+		WithPushback(4*BatchSize).
+		WithShutdownTimeout(shutdownBound))
+	if err != nil {
+		stop()
+		return refuse("the log in %s cannot be opened: if it is damaged, restore the directory from a backup: %w", l.logDir, err)
+	}
+	l.add, l.shutdown, l.reader, l.stop = appender.Add, shutdown, reader, stop
+	if l.size, err = reader.IntegratedSize(ctx); err != nil {
+		stop()
+		return refuse("the state of the log in %s cannot be read: restore the directory from a backup: %w", l.logDir, err)
+	}
+	return nil
+}
+
+// Close waits for the checkpoint that covers the last record and lets go of the directory.
+func (l *Ledger) Close() error {
+	err := l.shutdown(context.Background())
+	if err != nil {
+		err = fmt.Errorf("waiting for the last checkpoint: %w", err)
+	}
+	l.stop()
+	return errors.Join(err, l.lock.Close())
+}
+
+// Append adds the records and gives their positions once all of them are on disk. They are the next positions, each given once,
+// nearly always in order. An error says nothing about what was added: Size then tells how far the log goes, and Read what
+// stands there.
+func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error) {
+	positions := make([]uint64, len(records))
+	waiting := make([]int, len(records))
+	for i := range waiting {
+		waiting[i] = i
+	}
+	for len(waiting) > 0 {
+		refused, err := l.appendOnce(ctx, records, waiting, positions)
+		if err != nil {
+			return nil, errors.Join(fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: is the disk full or read-only? %w", l.logDir, err), l.measure(ctx))
+		}
+		if waiting = refused; len(waiting) > 0 {
+			select {
+			case <-ctx.Done():
+				return nil, errors.Join(ctx.Err(), l.measure(context.WithoutCancel(ctx)))
+			case <-time.After(pushbackPause):
+			}
+		}
+	}
+	before := l.Size()
+	if err := l.measure(ctx); err != nil {
+		return nil, err
+	}
+	return positions, l.checkPositions(positions, before)
+}
+
+// appendOnce adds the records numbered in waiting and gives the numbers that Tessera does not want yet.
+func (l *Ledger) appendOnce(ctx context.Context, records [][]byte, waiting []int, positions []uint64) (refused []int, err error) {
+	futures := make([]tessera.IndexFuture, len(waiting))
+	for i, n := range waiting {
+		futures[i] = l.add(ctx, tessera.NewEntry(records[n]))
+	}
+	for i, n := range waiting { // all of them, even after an error: none may still be on its way when this returns
+		index, e := futures[i]()
+		switch {
+		case e == nil:
+			positions[n] = index.Index
+		case errors.Is(e, tessera.ErrPushback):
+			refused = append(refused, n)
+		case err == nil:
+			err = e
+		}
+	}
+	return refused, err
+}
+
+// checkPositions makes sure that nobody else has written and that nothing was given twice.
+func (l *Ledger) checkPositions(positions []uint64, first uint64) error {
+	seen := make([]bool, len(positions))
+	for _, p := range positions {
+		if p < first || p-first >= uint64(len(seen)) || seen[p-first] {
+			return fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s gave position %d for one of %d records after %d: does another program write to it?", l.logDir, p, len(positions), first)
+		}
+		seen[p-first] = true
+	}
+	return nil
+}
+
+// measure reads how far the log goes and wakes those who wait for it to grow.
+func (l *Ledger) measure(ctx context.Context) error {
+	size, err := l.reader.IntegratedSize(ctx)
+	if err != nil {
+		return fault.New(fault.Transient, "LOG_UNAVAILABLE", "reading the state of the log in %s: %w", l.logDir, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if size < l.size {
+		return fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s had %d records and has %d now: does another program write to it?", l.logDir, l.size, size)
+	}
+	if size > l.size {
+		l.size = size
+		close(l.grown)
+		l.grown = make(chan struct{})
+	}
+	return nil
+}
+
+// Size is the number of records.
+func (l *Ledger) Size() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.size
+}
+
+// Await waits until the log has more than size records and gives how many.
+func (l *Ledger) Await(ctx context.Context, size uint64) (uint64, error) {
+	for {
+		l.mu.Lock()
+		now, grown := l.size, l.grown
+		l.mu.Unlock()
+		if now > size {
+			return now, nil
+		}
+		select {
+		case <-ctx.Done():
+			return now, ctx.Err()
+		case <-grown:
+		}
+	}
+}
+
+// Verifier is the public key as a note verifier.
+func (l *Ledger) Verifier() string { return l.verifier }
+
+// Dir is the log's own directory, which offline verification takes.
+func (l *Ledger) Dir() string { return l.logDir }
+
+// Read calls fn with each record from position from to before position to, in order. It stops without an error when fn
+// returns io.EOF. The bytes are fn's to keep.
+func (l *Ledger) Read(ctx context.Context, from, to uint64, fn func(position uint64, record []byte) error) error {
+	size := l.Size()
+	if to > size || from > to {
+		return fault.New(fault.NotFound, "POSITION_NOT_FOUND", "positions %d to %d: the log has %d records", from, to, size)
+	}
+	for from < to {
+		bundle, err := client.GetEntryBundle(ctx, l.reader.ReadEntryBundle, from/256, size)
+		if err != nil {
+			return l.damaged("reading position %d: %w", from, err)
+		}
+		for ; from < to; from++ {
+			i := int(from % 256)
+			if i >= len(bundle.Entries) {
+				return l.damaged("the entry bundle ends before position %d", from)
+			}
+			if err := fn(from, bundle.Entries[i]); errors.Is(err, io.EOF) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			if i == 255 {
+				from++
+				break
+			}
+		}
+	}
+	return ctx.Err()
+}
+
+// Checkpoint is the newest one, its signature verified.
+func (l *Ledger) Checkpoint(ctx context.Context) (auditlog.Checkpoint, error) {
+	signed, err := l.reader.ReadCheckpoint(ctx)
+	if err != nil {
+		return auditlog.Checkpoint{}, fault.New(fault.Transient, "CHECKPOINT_UNAVAILABLE", "reading the checkpoint in %s: %w", l.logDir, err)
+	}
+	c, err := auditlog.ParseCheckpoint(signed, l.key)
+	if err != nil {
+		return c, l.damaged("%w", err)
+	}
+	return c, nil
+}
+
+// AwaitCheckpoint waits for a checkpoint that covers the first size records.
+func (l *Ledger) AwaitCheckpoint(ctx context.Context, size uint64) (auditlog.Checkpoint, error) {
+	tick := time.NewTicker(awaitPoll)
+	defer tick.Stop()
+	for {
+		c, err := l.Checkpoint(ctx)
+		if err == nil && c.Size >= size {
+			return c, nil
+		}
+		if err != nil && fault.KindOf(err) != fault.Transient {
+			return c, err
+		}
+		select {
+		case <-ctx.Done():
+			return c, fault.New(fault.Transient, "CHECKPOINT_BEHIND", "no checkpoint covers position %d yet", size-1).After(time.Second)
+		case <-tick.C:
+		}
+	}
+}

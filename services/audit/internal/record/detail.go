@@ -1,0 +1,170 @@
+package record
+
+import (
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
+	"github.com/sallyport-pki/sallyport/internal/pki"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// facts collects names and values; empty values are left out.
+type facts map[string]string
+
+func (f facts) set(name, value string) {
+	if value != "" {
+		f[name] = value
+	}
+}
+
+func (f facts) time(name string, t *timestamppb.Timestamp) {
+	if t.CheckValid() == nil {
+		f[name] = t.AsTime().Format(auditlog.TimeFormat)
+	}
+}
+
+// detail is what an event's payload says, in clear; "payload" names its kind.
+func detail(e *eventv1.Event) map[string]string {
+	f := facts{}
+	switch p := e.GetPayload().(type) {
+	case *eventv1.Event_RequestIssued:
+		f.set("payload", "request_issued")
+		requestIssued(f, p.RequestIssued)
+	case *eventv1.Event_RequestEnded:
+		f.set("payload", "request_ended")
+		f.set("request_id", p.RequestEnded.GetRequestId())
+		f.set("reason", p.RequestEnded.GetReason())
+		f.set("message", p.RequestEnded.GetMessage())
+	case *eventv1.Event_ChallengePresented:
+		f.set("payload", "challenge_presented")
+		f.set("request_id", p.ChallengePresented.GetRequestId())
+		f.set("challenge_id", p.ChallengePresented.GetChallengeId())
+		f.set("domain", p.ChallengePresented.GetDomain())
+	case *eventv1.Event_ChallengeWithdrawn:
+		f.set("payload", "challenge_withdrawn")
+		f.set("request_id", p.ChallengeWithdrawn.GetRequestId())
+		f.set("challenge_id", p.ChallengeWithdrawn.GetChallengeId())
+	case *eventv1.Event_RenewalWindowChanged:
+		f.set("payload", "renewal_window_changed")
+		f.set("fingerprint", p.RenewalWindowChanged.GetFingerprint())
+		f.time("start", p.RenewalWindowChanged.GetStart())
+		f.time("end", p.RenewalWindowChanged.GetEnd())
+		f.set("explanation_url", p.RenewalWindowChanged.GetExplanationUrl())
+	case *eventv1.Event_AgentChanged:
+		f.set("payload", "agent_changed")
+		f.set("host", p.AgentChanged.GetHost())
+		f.set("state", enum(p.AgentChanged.GetState().String(), "AGENT_STATE_"))
+		f.set("version", p.AgentChanged.GetVersion())
+		f.set("platform", p.AgentChanged.GetPlatform())
+	case *eventv1.Event_AssignmentChanged:
+		f.set("payload", "assignment_changed")
+		assignmentChanged(f, p.AssignmentChanged)
+	case *eventv1.Event_HostObserved:
+		f.set("payload", "host_observed")
+		f.set("host", p.HostObserved.GetHost())
+		f.time("time", p.HostObserved.GetTime())
+		f.set("scan_id", p.HostObserved.GetScanId())
+		f.set("sightings", strconv.Itoa(len(p.HostObserved.GetSightings())))
+	case *eventv1.Event_FindingChanged:
+		f.set("payload", "finding_changed")
+		f.set("rule", p.FindingChanged.GetRule())
+		f.set("subject", p.FindingChanged.GetSubject())
+		f.set("open", strconv.FormatBool(p.FindingChanged.GetOpen()))
+		f.set("severity", p.FindingChanged.GetSeverity())
+		f.set("message", p.FindingChanged.GetMessage())
+	case *eventv1.Event_AuthorityChanged:
+		f.set("payload", "authority_changed")
+		authorityChanged(f, p.AuthorityChanged)
+	}
+	// A field or payload of a newer service: not shown, but not hidden either.
+	if unknown := e.ProtoReflect().GetUnknown(); len(unknown) > 0 {
+		sum := sha256.Sum256(unknown)
+		f.set("unknown_bytes", strconv.Itoa(len(unknown)))
+		f.set("unknown_sha256", hex.EncodeToString(sum[:]))
+	}
+	return f
+}
+
+func requestIssued(f facts, p *eventv1.RequestIssued) {
+	f.set("request_id", p.GetRequestId())
+	f.set("identity", p.GetIdentity())
+	f.set("profile", p.GetProfile())
+	f.set("authority", p.GetAuthority())
+	f.set("replaces", p.GetReplaces())
+	if chain := p.GetChain(); len(chain) > 0 {
+		leaf(f, chain[0])
+		f.set("chain", fingerprints(chain[1:]))
+	}
+}
+
+// leaf shows a certificate. One that cannot be parsed is known by its fingerprint at least.
+func leaf(f facts, der []byte) {
+	f.set("fingerprint", string(pki.FingerprintOf(der)))
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		return
+	}
+	c := pki.Facts(cert)
+	f.set("serial", c.Serial)
+	f.set("certificate_subject", c.Subject)
+	f.set("issuer", c.Issuer)
+	names := c.Names.DNS
+	for _, ip := range c.Names.IP {
+		names = append(names, ip.String())
+	}
+	f.set("names", strings.Join(names, ","))
+	f.set("not_before", c.NotBefore.Format(time.RFC3339))
+	f.set("not_after", c.NotAfter.Format(time.RFC3339))
+	f.set("key", string(c.KeyType))
+	f.set("spki", c.SPKIHash)
+	f.set("usages", strings.Join(c.EKU, ","))
+}
+
+func fingerprints(chain [][]byte) string {
+	all := make([]string, len(chain))
+	for i, der := range chain {
+		all[i] = string(pki.FingerprintOf(der))
+	}
+	return strings.Join(all, ",")
+}
+
+func assignmentChanged(f facts, p *eventv1.AssignmentChanged) {
+	f.set("assignment", p.GetAssignment())
+	f.set("generation", strconv.FormatInt(p.GetGeneration(), 10))
+	f.set("deployment", p.GetDeployment())
+	f.set("identity", p.GetIdentity())
+	f.set("host", p.GetHost())
+	f.set("target", p.GetTarget())
+	f.set("state", p.GetState())
+	f.set("fingerprint", p.GetFingerprint())
+	f.set("served", p.GetServed())
+	f.set("address", p.GetAddress())
+	f.time("renew_by", p.GetRenewBy())
+}
+
+func authorityChanged(f facts, p *eventv1.AuthorityChanged) {
+	f.set("authority", p.GetAuthority())
+	f.set("kind", p.GetKind())
+	f.set("chain", fingerprints(p.GetChain()))
+	issuing(f, p.GetIssuing())
+}
+
+func issuing(f facts, c *typev1.Certificate) {
+	f.set("fingerprint", c.GetFingerprint())
+	f.set("serial", c.GetSerial())
+	f.set("certificate_subject", c.GetSubject())
+	f.set("issuer", c.GetIssuer())
+	f.time("not_before", c.GetNotBefore())
+	f.time("not_after", c.GetNotAfter())
+	f.set("key", c.GetKey())
+	f.set("spki", c.GetSpki())
+}
+
+func enum(name, prefix string) string { return strings.ToLower(strings.TrimPrefix(name, prefix)) }
