@@ -312,7 +312,7 @@ func (l *Ledger) AwaitCheckpoint(ctx context.Context, size uint64) (auditlog.Che
 		}
 		select {
 		case <-ctx.Done():
-			return c, fault.New(fault.Transient, "CHECKPOINT_BEHIND", "no checkpoint covers position %d yet", size-1).After(time.Second)
+			return c, fault.New(fault.Transient, "CHECKPOINT_BEHIND", "no checkpoint covers %d records yet", size).After(time.Second)
 		case <-tick.C:
 		}
 	}

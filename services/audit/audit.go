@@ -1,0 +1,221 @@
+// Package audit is the audit service: every fact and every denied call of all services becomes one record of an append-only log
+// that anyone can verify offline with package auditlog.
+//
+// What it guarantees is said where it is made sure of: what a record holds in auditlog.Record, that the log only grows and only
+// as its key signed in package ledger, that a fact is acknowledged only when it is recorded, once, in package ingest, that the
+// stream of records has no gap in package feed.
+//
+// A log has one writer. Several replicas cannot share a directory; a second process on it is refused.
+package audit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/api"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/feed"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/ingest"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/event"
+)
+
+// Name is the service's name in SPIFFE IDs, subjects and databases.
+const Name = "audit"
+
+// Config is the audit service's part of a configuration file. It is read at start only.
+type Config struct {
+	// Database holds the search index, which is made from the log, and the service's own outbox. An empty one is filled from
+	// the log at the next start.
+	Database db.Config `yaml:"database"`
+	// Directory holds the log and the key that signs it; required. It must be on a local file system and belongs to one
+	// process. It is made, with a new log and a new key, if it does not exist; back it up as a whole. In it, log/ is what
+	// auditors may copy and verifier is the public key they need; checkpoint.key is secret.
+	Directory string `yaml:"directory"`
+	// CheckpointInterval is the least time between two signed checkpoints while records come: until at most twice as long
+	// after it was recorded, a record has no proof yet, and a proof of it waits. Default 200ms, at least 100ms.
+	CheckpointInterval config.Duration `yaml:"checkpoint_interval"`
+}
+
+const (
+	defaultCheckpointInterval = 200 * time.Millisecond
+	minCheckpointInterval     = 100 * time.Millisecond
+	maxCheckpointInterval     = time.Minute
+)
+
+// Validate reports the first field that is wrong.
+func (c Config) Validate() error {
+	if err := c.Database.Validate(); err != nil {
+		return err
+	}
+	if c.Directory == "" {
+		return fault.Invalid("directory", "must not be empty: give the directory of the audit log")
+	}
+	if i := c.CheckpointInterval.Std(); i != 0 && (i < minCheckpointInterval || i > maxCheckpointInterval) {
+		return fault.Invalid("checkpoint_interval", "%s: want %s to %s", c.CheckpointInterval, minCheckpointInterval, maxCheckpointInterval)
+	}
+	return nil
+}
+
+// Deps are what the service stands on. All but Now are required.
+type Deps struct {
+	// Source is the service's identity; its trust domain names the log.
+	Source identity.Source
+	NATS   *nats.Conn
+	Log    *slog.Logger
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Methods says who may call what.
+func Methods() map[string][]identity.Role {
+	operators := []identity.Role{identity.RoleOperator}
+	return map[string][]identity.Role{
+		auditv1.AuditService_ListRecords_FullMethodName:         operators,
+		auditv1.AuditService_GetRecord_FullMethodName:           operators,
+		auditv1.AuditService_TailRecords_FullMethodName:         operators,
+		auditv1.AuditService_ExportRecords_FullMethodName:       operators,
+		auditv1.AuditService_GetCheckpoint_FullMethodName:       operators,
+		auditv1.AuditService_GetConsistencyProof_FullMethodName: operators,
+	}
+}
+
+// Service is the audit service.
+type Service struct {
+	deps   Deps
+	caller identity.Caller
+	db     *db.DB
+	ledger *ledger.Ledger
+	relay  *event.Relay
+	ingest *ingest.Ingest
+	feed   *feed.Feed
+	api    *api.Server
+}
+
+// New opens log and index and brings the index up to the log, which takes about a second for 50,000 records that are missing
+// from it. It refuses, saying what to do, a log and an index that do not belong together.
+func New(ctx context.Context, c Config, d Deps) (*Service, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if d.Source == nil || d.NATS == nil || d.Log == nil {
+		return nil, errors.New("audit.New: Source, NATS and Log are required")
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	if c.CheckpointInterval == 0 {
+		c.CheckpointInterval = config.Duration(defaultCheckpointInterval)
+	}
+	s := &Service{deps: d}
+	if err := s.open(ctx, c); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s, nil
+}
+
+func (s *Service) open(ctx context.Context, c Config) error {
+	svid, err := s.deps.Source.GetX509SVID()
+	if err != nil {
+		return fmt.Errorf("reading the own SVID: %w", err)
+	}
+	if s.caller, err = identity.CallerOf(svid.ID); err != nil {
+		return err
+	}
+	s.ledger, err = ledger.Open(ctx, ledger.Config{
+		Dir:                c.Directory,
+		Origin:             "sallyport." + svid.ID.TrustDomain().Name() + "/audit",
+		CheckpointInterval: c.CheckpointInterval.Std(),
+		Log:                s.deps.Log,
+	})
+	if err != nil {
+		return err
+	}
+	if s.db, err = db.Open(ctx, c.Database, store.Migrations(), Name); err != nil {
+		return err
+	}
+	index := store.New(s.db)
+	recorder, err := ingest.NewRecorder(ctx, s.ledger, index, s.deps.Log)
+	if err != nil {
+		return err
+	}
+	js, err := jetstream.New(s.deps.NATS)
+	if err != nil {
+		return err
+	}
+	if s.relay, err = event.NewRelay(event.RelayConfig{DB: s.db, JS: js, Service: Name, Log: s.deps.Log}); err != nil {
+		return err
+	}
+	if s.ingest, err = ingest.New(ingest.Config{Recorder: recorder, JS: js, Log: s.deps.Log}); err != nil {
+		return err
+	}
+	if s.feed, err = feed.New(feed.Config{Ledger: s.ledger, Store: index, JS: js, Log: s.deps.Log}); err != nil {
+		return err
+	}
+	s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index})
+	return err
+}
+
+// Register adds AuditService to a server.
+func (s *Service) Register(r grpc.ServiceRegistrar) { auditv1.RegisterAuditServiceServer(r, s.api) }
+
+// Run records and publishes until ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	ctx = identity.WithCaller(ctx, s.caller)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.relay.Run(ctx) })
+	g.Go(func() error { return s.ingest.Run(ctx) })
+	g.Go(func() error { return s.feed.Run(ctx) })
+	return g.Wait()
+}
+
+// Close waits for the checkpoint over the last record and closes everything. Run must have returned, and the server must have
+// stopped.
+func (s *Service) Close() error {
+	var errs []error
+	if s.ledger != nil {
+		errs = append(errs, s.ledger.Close())
+	}
+	if s.db != nil {
+		errs = append(errs, s.db.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// OnDenied records a call to this service that was denied, the way other services' denied calls come: as a fact.
+func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {
+	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		actor := string(identity.RoleAnonymous)
+		if !d.Caller.ID.IsZero() {
+			actor = d.Caller.ID.String()
+		}
+		return event.Emit(ctx, tx, &eventv1.Event{
+			Time:    timestamppb.New(s.deps.Now()),
+			Type:    "audit.call.denied",
+			Subject: "methods/" + d.Service + "/" + d.Method,
+			Actor:   actor,
+			Reason:  d.Reason,
+			Result:  eventv1.Result_RESULT_REFUSED,
+			Facts:   map[string]string{"detail": d.Detail, "peer": d.Peer},
+		})
+	})
+	if err != nil {
+		s.deps.Log.ErrorContext(ctx, "a denied call could not be recorded", "method", d.Service+"/"+d.Method, "caller", d.Caller.String(), "reason", d.Reason, "error", err)
+	}
+}
