@@ -3,6 +3,7 @@ package pki
 import (
 	"bytes"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -113,7 +114,7 @@ func OrderChain(certs []*x509.Certificate) ([]*x509.Certificate, error) {
 			continue
 		}
 		if leaf != nil {
-			return nil, fmt.Errorf("chain: %q and %q do not lie on one path", leaf.Subject, c.Subject)
+			return nil, fmt.Errorf("chain: %q and %q do not lie on one path: a certificate between them is missing, or one does not belong here", leaf.Subject, c.Subject)
 		}
 		leaf = c
 	}
@@ -169,6 +170,9 @@ func issuerOf(c *x509.Certificate, among, not []*x509.Certificate) *x509.Certifi
 }
 
 func issued(issuer, c *x509.Certificate) bool {
+	if k, ok := issuer.PublicKey.(*rsa.PublicKey); ok && k.N.BitLen() > maxRSABits {
+		return false
+	}
 	return bytes.Equal(issuer.RawSubject, c.RawIssuer) && c.CheckSignatureFrom(issuer) == nil
 }
 

@@ -2,6 +2,7 @@ package pki
 
 import (
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/hex"
 	"net/netip"
 	"slices"
@@ -21,7 +22,7 @@ type CertificateFacts struct {
 	NotAfter          time.Time
 	KeyType           KeyType // "" when the algorithm is not known
 	SPKIHash          string
-	EKU               []string // "serverAuth", "clientAuth", ... or a dotted OID
+	EKU               []string // "serverAuth", "clientAuth", ... (RFC 5280 4.2.1.12) or a dotted OID
 	IsCA              bool
 	SelfSigned        bool   // subject equals issuer
 	AuthorityKeyID    string // lower-case hex
@@ -34,12 +35,13 @@ type CertificateFacts struct {
 func Facts(cert *x509.Certificate) CertificateFacts {
 	f := CertificateFacts{
 		Fingerprint:    FingerprintOf(cert.Raw),
-		Subject:        cert.Subject.String(),
-		Issuer:         cert.Issuer.String(),
+		Subject:        strings.ToValidUTF8(cert.Subject.String(), "?"),
+		Issuer:         strings.ToValidUTF8(cert.Issuer.String(), "?"),
 		NotBefore:      cert.NotBefore.UTC(),
 		NotAfter:       cert.NotAfter.UTC(),
 		KeyType:        KeyTypeOf(cert.PublicKey),
 		SPKIHash:       string(FingerprintOf(cert.RawSubjectPublicKeyInfo)),
+		EKU:            ekus(cert),
 		IsCA:           cert.IsCA,
 		SelfSigned:     string(cert.RawSubject) == string(cert.RawIssuer),
 		AuthorityKeyID: hex.EncodeToString(cert.AuthorityKeyId),
@@ -60,12 +62,6 @@ func Facts(cert *x509.Certificate) CertificateFacts {
 	f.Names.DNS = slices.Compact(f.Names.DNS)
 	slices.SortFunc(f.Names.IP, netip.Addr.Compare)
 	f.Names.IP = slices.Compact(f.Names.IP)
-	for _, u := range cert.ExtKeyUsage {
-		f.EKU = append(f.EKU, EKUName(u))
-	}
-	for _, oid := range cert.UnknownExtKeyUsage {
-		f.EKU = append(f.EKU, oid.String())
-	}
 	switch cert.SignatureAlgorithm {
 	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1:
 		if !f.SelfSigned { // nobody relies on a root's own signature
@@ -75,37 +71,36 @@ func Facts(cert *x509.Certificate) CertificateFacts {
 	return f
 }
 
-// ekus are the extended key usages with a name of their own (RFC 5280 4.2.1.12).
-var ekus = []struct {
-	usage x509.ExtKeyUsage
-	name  string
-}{
-	{x509.ExtKeyUsageAny, "any"},
-	{x509.ExtKeyUsageServerAuth, "serverAuth"},
-	{x509.ExtKeyUsageClientAuth, "clientAuth"},
-	{x509.ExtKeyUsageCodeSigning, "codeSigning"},
-	{x509.ExtKeyUsageEmailProtection, "emailProtection"},
-	{x509.ExtKeyUsageTimeStamping, "timeStamping"},
-	{x509.ExtKeyUsageOCSPSigning, "OCSPSigning"},
+// ekuNames are the key purposes of RFC 5280 4.2.1.12.
+var ekuNames = map[string]string{
+	"2.5.29.37.0":       "anyExtendedKeyUsage",
+	"1.3.6.1.5.5.7.3.1": "serverAuth",
+	"1.3.6.1.5.5.7.3.2": "clientAuth",
+	"1.3.6.1.5.5.7.3.3": "codeSigning",
+	"1.3.6.1.5.5.7.3.4": "emailProtection",
+	"1.3.6.1.5.5.7.3.8": "timeStamping",
+	"1.3.6.1.5.5.7.3.9": "OCSPSigning",
 }
 
-// EKUName is the RFC 5280 name of an extended key usage, "unknown" for those
-// without one here.
-func EKUName(u x509.ExtKeyUsage) string {
-	for _, e := range ekus {
-		if e.usage == u {
-			return e.name
+// ekus reads the extension itself: crypto/x509 gives some purposes a number of
+// its own instead of their OID.
+func ekus(cert *x509.Certificate) []string {
+	var names []string
+	for _, ext := range cert.Extensions {
+		if !ext.Id.Equal(oidExtKeyUsage) {
+			continue
+		}
+		var oids []asn1.ObjectIdentifier
+		if _, err := asn1.Unmarshal(ext.Value, &oids); err != nil {
+			return nil
+		}
+		for _, oid := range oids {
+			name := oid.String()
+			if known, ok := ekuNames[name]; ok {
+				name = known
+			}
+			names = append(names, name)
 		}
 	}
-	return "unknown"
-}
-
-// ParseEKU is the reverse of EKUName, for profiles.
-func ParseEKU(name string) (x509.ExtKeyUsage, bool) {
-	for _, e := range ekus {
-		if e.name == name {
-			return e.usage, true
-		}
-	}
-	return 0, false
+	return names
 }

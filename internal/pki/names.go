@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"golang.org/x/net/idna"
+	"golang.org/x/net/publicsuffix"
 )
 
 const (
@@ -26,9 +27,8 @@ type Names struct {
 // ParseNames normalises (lower case, IPv4-mapped addresses as IPv4) and checks
 // names: at most 100 together, DNS names of LDH labels (RFC 5890; BR 7.1.4.2.1
 // forbids the underscore), A-labels that are valid IDNA, a wildcard only as the
-// whole left-most label with at least two labels behind it (BR 3.2.2.6 asks
-// that it not stand before a public suffix; which suffixes are public is the
-// profile's and the CA's business).
+// whole left-most label, with at least two labels behind it which are no public
+// suffix such as co.uk (BR 3.2.2.6, by the ICANN part of the Public Suffix List).
 func ParseNames(dns, ip []string) (Names, error) {
 	if len(dns)+len(ip) > maxNames {
 		return Names{}, fmt.Errorf("names: %d given, at most %d allowed", len(dns)+len(ip), maxNames)
@@ -71,11 +71,17 @@ func ParseDNS(s string) (string, error) {
 			return "", fmt.Errorf("name %q: %w", printable(s), err)
 		}
 	}
-	if wild && len(labels) < 2 {
+	if allDigits(labels[len(labels)-1]) {
+		return "", fmt.Errorf("name %q: the last label of a DNS name is not a number: an IP address is no DNS name", printable(s))
+	}
+	if !wild {
+		return name, nil
+	}
+	if len(labels) < 2 {
 		return "", fmt.Errorf("name %q: a wildcard needs at least two labels behind it", printable(s))
 	}
-	if _, err := netip.ParseAddr(name); err == nil || allDigits(labels[len(labels)-1]) {
-		return "", fmt.Errorf("name %q: an IP address is not a DNS name", printable(s))
+	if suffix, icann := publicsuffix.PublicSuffix(rest); icann && suffix == rest {
+		return "", fmt.Errorf("name %q: a wildcard may not cover the public suffix %q", printable(s), suffix)
 	}
 	return name, nil
 }
