@@ -159,6 +159,9 @@ func Order(objects []Object) error {
 // services add by themselves, such as states and times, is left out.
 func Marshal(ms ...proto.Message) ([]byte, error) {
 	var b bytes.Buffer
+	if len(ms) == 0 {
+		return nil, nil // the encoder cannot end without a beginning
+	}
 	enc := yaml.NewEncoder(&b)
 	enc.SetIndent(2)
 	for _, m := range ms {
