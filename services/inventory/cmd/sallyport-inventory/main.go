@@ -1,0 +1,51 @@
+// Command sallyport-inventory is the inventory service as a program of its own. Its configuration file has the fields of
+// daemon.Config and inventory.Config.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+
+	"github.com/sallyport-pki/sallyport/internal/boot"
+	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/services/internal/daemon"
+	"github.com/sallyport-pki/sallyport/services/inventory"
+)
+
+type configuration struct {
+	Daemon    daemon.Config    `yaml:",inline"`
+	Inventory inventory.Config `yaml:",inline"`
+}
+
+func (c configuration) Validate() error {
+	if err := c.Daemon.Validate(); err != nil {
+		return err
+	}
+	return c.Inventory.Validate()
+}
+
+func main() {
+	file := flag.String("config", "/etc/sallyport/inventory.yaml", "configuration `file`")
+	version := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *version {
+		fmt.Println(boot.Version())
+		return
+	}
+	boot.Main(func(ctx context.Context) error { return run(ctx, *file) })
+}
+
+func run(ctx context.Context, file string) error {
+	var c configuration
+	if err := config.Load(file, &c); err != nil {
+		return err
+	}
+	return daemon.Run(ctx, c.Daemon, daemon.Spec{
+		Name:    inventory.Name,
+		Methods: inventory.Methods(),
+		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
+			return inventory.New(ctx, c.Inventory, inventory.Deps{Source: p.Source, NATS: p.NATS, Log: p.Log})
+		},
+	})
+}

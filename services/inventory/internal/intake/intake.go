@@ -1,0 +1,162 @@
+// Package intake takes in what other services tell and has it projected.
+//
+// It guarantees that an event it cannot make sense of harms no other: what is wrong with it is skipped for ever and logged,
+// and a sighting whose certificate cannot be read leaves the others of its scan alone.
+package intake
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/event"
+	"github.com/sallyport-pki/sallyport/services/inventory/internal/catalog"
+	"github.com/sallyport-pki/sallyport/services/inventory/internal/store"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// Filter lists the subjects to be consumed.
+func Filter() []string {
+	return []string{event.FactsOf("issuer"), event.FactsOf("deployer"), event.ObservationsOf("deployer")}
+}
+
+// Intake projects events.
+type Intake struct {
+	Store *store.Store
+	Log   *slog.Logger
+}
+
+// Handle projects one event, in the transaction that notes it as received. Events that are of no interest pass.
+func (in Intake) Handle(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
+	switch p := e.GetPayload().(type) {
+	case *eventv1.Event_RequestIssued:
+		return in.issued(ctx, tx, e, p.RequestIssued)
+	case *eventv1.Event_AuthorityChanged:
+		return in.authority(ctx, tx, e, p.AuthorityChanged)
+	case *eventv1.Event_AgentChanged:
+		return in.agent(ctx, tx, e, p.AgentChanged)
+	case *eventv1.Event_AssignmentChanged:
+		return in.assignment(ctx, tx, e, p.AssignmentChanged)
+	case *eventv1.Event_HostObserved:
+		return in.observed(ctx, tx, e, p.HostObserved)
+	}
+	return nil
+}
+
+func bad(e *eventv1.Event, format string, args ...any) error {
+	return fault.New(fault.Permanent, "BAD_EVENT", "event %s: "+format, append([]any{e.GetType()}, args...)...)
+}
+
+// at reads a time as it is stored, so that merges compare the same whether or not one side was stored before.
+func at(t *timestamppb.Timestamp) time.Time { return t.AsTime().Truncate(time.Microsecond) }
+
+// chain reads what can be read of a chain; the leaf must be.
+func chain(ders [][]byte) (leaf catalog.Certificate, rest []catalog.Certificate, err error) {
+	const longest = 16
+	for i, der := range ders {
+		if i == longest {
+			break
+		}
+		c, err := catalog.Read(der)
+		switch {
+		case i == 0 && err != nil:
+			return leaf, nil, err
+		case i == 0:
+			leaf = c
+		case err == nil:
+			rest = append(rest, c)
+		}
+	}
+	return leaf, rest, nil
+}
+
+func (in Intake) issued(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.RequestIssued) error {
+	if len(p.GetChain()) == 0 {
+		return bad(e, "no certificate")
+	}
+	leaf, issuers, err := chain(p.GetChain())
+	if err != nil {
+		return bad(e, "%w", err)
+	}
+	return in.Store.RecordIssued(ctx, tx, catalog.Issued{
+		Leaf: leaf, Issuers: issuers, Request: p.GetRequestId(), Identity: p.GetIdentity(), Profile: p.GetProfile(),
+		Authority: p.GetAuthority(), Replaces: p.GetReplaces(), Time: at(e.GetTime()),
+	}.Clean())
+}
+
+func (in Intake) authority(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.AuthorityChanged) error {
+	if p.GetAuthority() == "" {
+		return bad(e, "no authority named")
+	}
+	a := catalog.Authority{Name: p.GetAuthority(), Time: at(e.GetTime()), Event: e.GetId()}
+	for _, der := range p.GetChain() {
+		c, err := catalog.Read(der)
+		if err != nil {
+			return bad(e, "authority %s: %w", p.GetAuthority(), err)
+		}
+		a.Chain = append(a.Chain, c)
+	}
+	return in.Store.RecordAuthority(ctx, tx, a)
+}
+
+var agentStates = map[eventv1.AgentState]string{
+	eventv1.AgentState_AGENT_STATE_ENROLLED: catalog.Enrolled,
+	eventv1.AgentState_AGENT_STATE_LOCKED:   catalog.Locked,
+	eventv1.AgentState_AGENT_STATE_REMOVED:  catalog.Removed,
+}
+
+func (in Intake) agent(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.AgentChanged) error {
+	state, ok := agentStates[p.GetState()]
+	if !ok || p.GetHost() == "" {
+		return bad(e, "no host, or agent state %s", p.GetState())
+	}
+	return in.Store.RecordAgent(ctx, tx, catalog.AgentChange{
+		Host: p.GetHost(), State: state, Version: p.GetVersion(), Platform: p.GetPlatform(), Time: at(e.GetTime()), Event: e.GetId(),
+	}.Clean())
+}
+
+func (in Intake) assignment(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.AssignmentChanged) error {
+	if p.GetAssignment() == "" || p.GetHost() == "" || p.GetTarget() == "" || p.GetState() == "" {
+		return bad(e, "no assignment, host, target or state")
+	}
+	g := catalog.Generation{
+		Assignment: p.GetAssignment(), Number: p.GetGeneration(), Deployment: p.GetDeployment(), Identity: p.GetIdentity(),
+		Host: p.GetHost(), Target: p.GetTarget(), State: p.GetState(), Fingerprint: p.GetFingerprint(), Served: p.GetServed(),
+		Address: p.GetAddress(), Time: at(e.GetTime()), Event: e.GetId(),
+	}
+	if p.GetRenewBy() != nil {
+		g.RenewBy = at(p.GetRenewBy())
+	}
+	return in.Store.RecordAssignment(ctx, tx, g.Clean())
+}
+
+var roles = map[eventv1.SightingRole]catalog.Role{
+	eventv1.SightingRole_SIGHTING_ROLE_FILE:     catalog.File,
+	eventv1.SightingRole_SIGHTING_ROLE_LISTENER: catalog.Listener,
+}
+
+func (in Intake) observed(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.HostObserved) error {
+	o := catalog.Observation{Host: p.GetHost(), Time: at(e.GetTime()), Version: p.GetVersion(), Platform: p.GetPlatform(), Scan: p.GetScanId(), Complete: p.GetScanComplete()}
+	if p.GetTime() != nil {
+		o.Time = at(p.GetTime())
+	}
+	for _, s := range p.GetSightings() {
+		leaf, issuers, err := chain(s.GetChain())
+		if err != nil || len(s.GetChain()) == 0 {
+			in.Log.WarnContext(ctx, "a certificate that was seen cannot be read", "host", p.GetHost(), "location", s.GetLocation(), "error", err)
+			continue
+		}
+		o.Seen = append(o.Seen, catalog.Seen{
+			Place: catalog.Place{Role: roles[s.GetRole()], Location: s.GetLocation(), ServerName: s.GetServerName()},
+			Leaf:  leaf, Issuers: issuers,
+		})
+	}
+	o, err := o.Check()
+	if err != nil {
+		return err
+	}
+	return in.Store.RecordObservation(ctx, tx, o)
+}
