@@ -147,7 +147,7 @@ func TestNew(t *testing.T) {
 		{Invalid("a.b", "want %d", 3), "want 3", "a.b: want 3", "a.b", nil},
 		{Invalid("a.b", "no name: %w", cause), "no name", "a.b: no name: connection refused", "a.b", cause},
 	} {
-		if tt.err.Message != tt.message || tt.err.Error() != tt.text || tt.err.Field != tt.field || tt.err.Cause != tt.cause {
+		if tt.err.Message != tt.message || tt.err.Error() != tt.text || tt.err.Field != tt.field || !errors.Is(tt.err.Cause, tt.cause) {
 			t.Errorf("got %+v, text %q, want %q, %q", tt.err, tt.err, tt.message, tt.text)
 		}
 		if tt.cause != nil && !errors.Is(tt.err, cause) {

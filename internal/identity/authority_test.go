@@ -180,7 +180,7 @@ func TestMinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer src.Close()
+	defer closed(t, src)
 	get := func() *x509svid.SVID {
 		t.Helper()
 		s, err := src.GetX509SVID()

@@ -126,7 +126,7 @@ func newFiles(dir string, log *slog.Logger, every time.Duration) (*files, error)
 		if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, os.ErrPermission) {
 			break
 		}
-		time.Sleep(filesPause)
+		<-time.After(filesPause)
 		p, err = f.read(nil)
 	}
 	if err != nil {

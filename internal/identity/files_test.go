@@ -33,8 +33,15 @@ func openFiles(t *testing.T, dir string, log *slog.Logger) *files {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	t.Cleanup(func() { closed(t, f) })
 	return f
+}
+
+func closed(t *testing.T, src Source) {
+	t.Helper()
+	if err := src.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func shows(t *testing.T, src Source, c *x509.Certificate) bool {
@@ -159,7 +166,7 @@ func TestFilesRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		if f, err := NewFiles(dir, nil); err == nil {
-			f.Close()
+			closed(t, f)
 			t.Errorf("%s: no error", name)
 		} else if !strings.Contains(err.Error(), tt.wants) {
 			t.Errorf("%s: %v", name, err)

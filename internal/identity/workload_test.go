@@ -78,7 +78,7 @@ func TestWorkload(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer src.Close()
+	defer closed(t, src)
 	if !shows(t, src, first) {
 		t.Fatal("another SVID")
 	}
@@ -95,7 +95,7 @@ func TestWorkloadAway(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if src, err := NewWorkload(ctx, "unix://"+filepath.Join(t.TempDir(), "none.sock")); err == nil {
-		src.Close()
+		closed(t, src)
 		t.Fatal("no error")
 	}
 	if _, err := NewWorkload(t.Context(), "no address"); err == nil {

@@ -105,7 +105,7 @@ func dial(address, service string, creds credentials.TransportCredentials, diale
 			Backoff:           backoff.Config{BaseDelay: time.Second, Multiplier: 1.6, Jitter: 0.5, MaxDelay: time.Minute},
 			MinConnectTimeout: 20 * time.Second,
 		}),
-		grpc.WithSharedWriteBuffer(true), grpc.WithWriteBufferSize(writeBuffer), grpc.WithReadBufferSize(readBuffer),
+		grpc.WithWriteBufferSize(writeBuffer), grpc.WithReadBufferSize(readBuffer),
 		grpc.WithStaticStreamWindowSize(streamWindow), grpc.WithStaticConnWindowSize(connWindow),
 	}
 	if dialer != nil {

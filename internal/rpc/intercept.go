@@ -194,7 +194,7 @@ func (c *call) end(ctx context.Context, panicked any, err error) error {
 		c.s.log.DebugContext(ctx, "call", attrs...)
 		return nil
 	}
-	out, level := outer(ctx, err)
+	level, out := outer(ctx, err)
 	if c.logged {
 		return out
 	}
@@ -208,28 +208,28 @@ func internalError(ctx context.Context) error {
 }
 
 // outer maps what a handler returned to what the peer may see.
-func outer(ctx context.Context, err error) (error, slog.Level) {
+func outer(ctx context.Context, err error) (slog.Level, error) {
 	var f *fault.Error
 	switch {
 	case errors.As(err, &f):
 	case errors.Is(err, context.Canceled):
-		return status.Error(codes.Canceled, "canceled"), slog.LevelDebug
+		return slog.LevelDebug, status.Error(codes.Canceled, "canceled")
 	case errors.Is(err, context.DeadlineExceeded):
-		return status.Error(codes.DeadlineExceeded, "deadline exceeded"), slog.LevelWarn
+		return slog.LevelWarn, status.Error(codes.DeadlineExceeded, "deadline exceeded")
 	case status.Code(err) == codes.Unimplemented:
-		return status.Error(codes.Unimplemented, "not implemented by this server"), slog.LevelInfo
+		return slog.LevelInfo, status.Error(codes.Unimplemented, "not implemented by this server")
 	default:
 		if f = downstream(err); f == nil {
-			return internalError(ctx), slog.LevelError
+			return slog.LevelError, internalError(ctx)
 		}
 	}
 	switch f.Kind {
 	case fault.Internal:
-		return internalError(ctx), slog.LevelError
+		return slog.LevelError, internalError(ctx)
 	case fault.Transient, fault.Exhausted, fault.Unauthenticated, fault.Denied:
-		return f.GRPCStatus().Err(), slog.LevelWarn
+		return slog.LevelWarn, f.GRPCStatus().Err()
 	}
-	return f.GRPCStatus().Err(), slog.LevelInfo
+	return slog.LevelInfo, f.GRPCStatus().Err()
 }
 
 // downstream maps the error of a call that the handler itself made, or a plain

@@ -89,7 +89,7 @@ func (p *proxy) connect(ctx context.Context, conn net.Conn, address string) (net
 	}
 	limited := &io.LimitedReader{R: conn, N: proxyMaxHeader}
 	br := bufio.NewReaderSize(limited, 4<<10)
-	resp, err := roundTrip(req, conn, br)
+	resp, err := roundTrip(req, conn, br) //nolint:bodyclose // the body of the answer to a CONNECT is the tunnel
 	switch {
 	case !stop():
 		return nil, context.Cause(ctx)
@@ -116,7 +116,7 @@ func roundTrip(req *http.Request, conn net.Conn, br *bufio.Reader) (*http.Respon
 	if err := req.Write(conn); err != nil {
 		return nil, err
 	}
-	return http.ReadResponse(br, req) //nolint:bodyclose // the body of a CONNECT answer is the tunnel
+	return http.ReadResponse(br, req)
 }
 
 // earlyConn gives first what came in one packet with the proxy's answer.

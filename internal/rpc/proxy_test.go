@@ -71,19 +71,19 @@ func (p *connectProxy) serve(conn net.Conn) {
 		return
 	}
 	if auth != "" && req.Header.Get("Proxy-Authorization") != auth {
-		io.WriteString(conn, "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+		_, _ = io.WriteString(conn, "HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
 		return
 	}
 	up, err := net.Dial("tcp", req.Host)
 	if err != nil {
-		io.WriteString(conn, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+		_, _ = io.WriteString(conn, "HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
 		return
 	}
 	defer up.Close()
-	io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	_, _ = io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
 	var wg sync.WaitGroup
-	wg.Go(func() { io.Copy(up, br); up.Close() })
-	io.Copy(conn, up)
+	wg.Go(func() { _, _ = io.Copy(up, br); up.Close() })
+	_, _ = io.Copy(conn, up)
 	conn.Close()
 	wg.Wait()
 }
@@ -156,7 +156,7 @@ func TestProxyErrors(t *testing.T) {
 		return false
 	}
 	garbage := newProxy(t, nil)
-	garbage.answer = func(c net.Conn) bool { io.WriteString(c, "SSH-2.0-OpenSSH\r\n"); return false }
+	garbage.answer = func(c net.Conn) bool { _, _ = io.WriteString(c, "SSH-2.0-OpenSSH\r\n"); return false }
 	auth := newProxy(t, nil)
 	auth.auth = "Basic other"
 	for name, tt := range map[string]struct{ url, address, wants string }{
@@ -211,8 +211,8 @@ func TestProxySilent(t *testing.T) {
 func TestProxyEarlyBytes(t *testing.T) {
 	p := newProxy(t, nil)
 	p.answer = func(c net.Conn) bool {
-		io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nhello, ")
-		io.WriteString(c, "world")
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\n\r\nhello, ")
+		_, _ = io.WriteString(c, "world")
 		return false
 	}
 	dialer, err := ProxyDialer("http://"+p.addr, nil)

@@ -28,9 +28,10 @@ const ServerNameSuffix = identity.ServerNameSuffix
 
 // Sizes tuned for many idle streams, measured with 5,000 agents on one server:
 // 49 KiB of server memory for a connection instead of 60, and half the peak
-// when all connect at once. A write buffer shared between connections is given
-// back after each write; a small read buffer is enough for messages that are
-// mostly pings; static 64 KiB windows do without the bandwidth estimator.
+// when all connect at once. A write buffer (shared between connections, which
+// grpc does by itself) is given back after each write; a small read buffer is
+// enough for messages that are mostly pings; static 64 KiB windows do without
+// the bandwidth estimator.
 const (
 	writeBuffer  = 8 << 10
 	readBuffer   = 2 << 10

@@ -269,13 +269,13 @@ func (w *world) later(d time.Duration) {
 }
 
 // want checks kind and reason of an error.
-func want(t *testing.T, err error, kind fault.Kind, reason string) *fault.Error {
+func want(t *testing.T, err error, kind fault.Kind, reason string) fault.Error {
 	t.Helper()
 	f := fault.Of(err)
 	if f == nil || f.Kind != kind || f.Reason != reason {
 		t.Fatalf("got %v, want %s %s", err, kind, reason)
 	}
-	return f
+	return *f
 }
 
 func has(t *testing.T, text string, parts ...string) {

@@ -150,7 +150,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 			Time: serverKeepalive, Timeout: keepaliveTimeout,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: enforcedKeepalive, PermitWithoutStream: true}),
-		grpc.SharedWriteBuffer(true), grpc.WriteBufferSize(writeBuffer), grpc.ReadBufferSize(readBuffer),
+		grpc.WriteBufferSize(writeBuffer), grpc.ReadBufferSize(readBuffer),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.WaitForHandlers(true),
 	)
@@ -213,7 +213,9 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	case <-ctx.Done():
 	}
 	s.shutdown(ctx)
-	<-served
+	if err := <-served; err != nil {
+		return fmt.Errorf("serving on %s: %w", lis.Addr(), err)
+	}
 	return nil
 }
 
