@@ -10,6 +10,7 @@ package db
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -86,8 +87,7 @@ func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, 
 	}
 	d := &DB{instance: uuid.NewString()}
 	if err := open(ctx, d, c.DSN, migrations, schema); err != nil {
-		d.Close()
-		return nil, err
+		return nil, errors.Join(err, d.Close())
 	}
 	if c.Driver == SQLite {
 		d.writer = newWriter(d.writes)
@@ -97,7 +97,9 @@ func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, 
 
 // Close waits for the writes that have begun, refuses those that have not, and releases the data file.
 func (d *DB) Close() error {
-	d.closed.Store(true)
+	if d.closed.Swap(true) {
+		return nil
+	}
 	if d.writer != nil {
 		d.writer.close()
 	}

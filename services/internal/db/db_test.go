@@ -31,8 +31,15 @@ func open(t testing.TB, c db.Config) *db.DB {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
+	t.Cleanup(func() { shut(t, d) })
 	return d
+}
+
+func shut(t testing.TB, d *db.DB) {
+	t.Helper()
+	if err := d.Close(); err != nil {
+		t.Errorf("closing: %v", err)
+	}
 }
 
 func insert(id string) func(context.Context, db.Tx) error {
@@ -232,7 +239,7 @@ func TestTransactionIsOverWhenFnReturns(t *testing.T) {
 		var kept db.Tx
 		err := d.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
 			kept = tx
-			if _, err := tx.Query(ctx, `SELECT 1`); err != nil { // left open
+			if _, err := tx.Query(ctx, `SELECT 1`); err != nil { //nolint:rowserrcheck,sqlclosecheck // left open: that is the test
 				return err
 			}
 			return nil
@@ -243,7 +250,7 @@ func TestTransactionIsOverWhenFnReturns(t *testing.T) {
 		if _, err := kept.Exec(t.Context(), `INSERT INTO thing (id) VALUES ('late')`); err == nil {
 			t.Error("Exec after the end succeeded")
 		}
-		if _, err := kept.Query(t.Context(), `SELECT 1`); err == nil {
+		if _, err := kept.Query(t.Context(), `SELECT 1`); err == nil { //nolint:rowserrcheck,sqlclosecheck // there must be no rows
 			t.Error("Query after the end succeeded")
 		}
 		var n int

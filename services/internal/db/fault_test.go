@@ -142,7 +142,7 @@ func TestDiskRefusesWrites(t *testing.T) {
 		return
 	}
 	c := servicetest.SQLite(t)
-	open(t, c).Close()
+	shut(t, open(t, c))
 	cmd := exec.Command(os.Args[0], "-test.run=^TestDiskRefusesWrites$", "-test.v")
 	cmd.Env = append(os.Environ(), where+"="+c.DSN)
 	out, err := cmd.CombinedOutput()
@@ -209,7 +209,7 @@ func TestKilledWriter(t *testing.T) {
 					if err := d.Write(context.Background(), insert(id)); err != nil {
 						panic(err)
 					}
-					os.Stdout.WriteString("confirmed " + id + "\n")
+					fmt.Println("confirmed " + id)
 				}
 			}()
 		}
@@ -251,7 +251,7 @@ func TestKilledWriter(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.Close()
+		shut(t, d)
 	}
 }
 

@@ -45,14 +45,13 @@ func setUpPostgres(ctx context.Context, pool *sql.DB, migrations fs.FS, name, se
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer discard(conn) // the lock goes with the session
 	h := fnv.New64a()
 	fmt.Fprintf(h, "sallyport migrations of %s", service)
 	key := int64(h.Sum64())
 	if _, err := conn.ExecContext(ctx, `SELECT pg_advisory_lock($1)`, key); err != nil {
 		return fmt.Errorf("waiting for other replicas to migrate: %w", err)
 	}
-	defer conn.ExecContext(context.WithoutCancel(ctx), `SELECT pg_advisory_unlock($1)`, key)
 	if err := claimPostgres(ctx, conn, name, service); err != nil {
 		return err
 	}

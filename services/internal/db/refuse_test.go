@@ -39,7 +39,7 @@ func tryOpen(t *testing.T, c db.Config) error {
 	t.Helper()
 	d, err := db.Open(t.Context(), c, migrations, "issuer")
 	if err == nil {
-		d.Close()
+		shut(t, d)
 	}
 	return err
 }
@@ -66,11 +66,13 @@ func TestRefusedFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer raw.Close()
 			for _, s := range all {
 				if _, err := raw.Exec(s); err != nil {
 					t.Fatal(err)
 				}
+			}
+			if err := raw.Close(); err != nil {
+				t.Fatal(err)
 			}
 		}
 	}
@@ -118,11 +120,10 @@ func unprivileged(fn func()) {
 }
 
 func TestRefusedByMode(t *testing.T) {
-	dir, err := os.MkdirTemp("", "mode")
-	if err != nil {
+	dir := t.TempDir()
+	if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "issuer.db")
 	if err := os.Chmod(dir, 0o555); err != nil {
 		t.Fatal(err)
@@ -165,7 +166,7 @@ func TestOddPaths(t *testing.T) {
 		if err := d.Write(t.Context(), insert("x")); err != nil {
 			t.Fatal(err)
 		}
-		d.Close()
+		shut(t, d)
 		if _, err := os.Stat(path); err != nil {
 			t.Error(err)
 		}
@@ -181,7 +182,7 @@ func TestVersions(t *testing.T) {
 		if err := d.Write(t.Context(), insert("old")); err != nil {
 			t.Fatal(err)
 		}
-		d.Close()
+		shut(t, d)
 
 		t.Run("again", func(t *testing.T) {
 			if n := count(t, open(t, c), `TRUE`); n != 1 {
@@ -204,7 +205,7 @@ func TestVersions(t *testing.T) {
 			if n := count(t, d, `more = ''`); n != 1 {
 				t.Errorf("%d rows", n)
 			}
-			d.Close()
+			shut(t, d)
 		})
 		t.Run("older program", func(t *testing.T) {
 			refused(t, tryOpen(t, c), fault.Precondition, "newer program", "102", "101")
@@ -214,7 +215,7 @@ func TestVersions(t *testing.T) {
 
 func TestOtherServicesDatabase(t *testing.T) {
 	c := servicetest.SQLite(t)
-	open(t, c).Close()
+	shut(t, open(t, c))
 	_, err := db.Open(t.Context(), c, migrations, "deployer")
 	refused(t, err, fault.Precondition, "belongs to the issuer service", "deployer")
 }
@@ -226,7 +227,7 @@ func TestPostgresSchemas(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer deployer.Close()
+	defer shut(t, deployer)
 	if err := issuer.Write(t.Context(), insert("mine")); err != nil {
 		t.Fatal(err)
 	}

@@ -127,10 +127,10 @@ func checkFile(abs string) error {
 	defer f.Close()
 	header := make([]byte, 16)
 	n, err := io.ReadFull(f, header)
-	if err == io.EOF { // empty: SQLite fills it
+	if errors.Is(err, io.EOF) { // empty: SQLite fills it
 		return nil
 	}
-	if err != nil && err != io.ErrUnexpectedEOF {
+	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return fmt.Errorf("reading data file: %w", err)
 	}
 	if string(header[:n]) != "SQLite format 3\x00" {

@@ -153,7 +153,7 @@ func (w *writer) member(c *call) (err, broken error) {
 		return nil, w.exec("RELEASE call")
 	}
 	if back := w.exec("ROLLBACK TO call"); back != nil {
-		return nil, fmt.Errorf("%w (the transaction shared with it is rolled back: %v)", err, back)
+		return nil, fmt.Errorf("%w (the transaction shared with it is rolled back: %w)", err, back)
 	}
 	return err, w.exec("RELEASE call")
 }
@@ -179,9 +179,14 @@ func (w *writer) drop() {
 	if w.conn == nil {
 		return
 	}
-	w.conn.Raw(func(any) error { return driver.ErrBadConn })
-	w.conn.Close()
+	discard(w.conn)
 	w.conn = nil
+}
+
+// discard ends the session instead of giving the connection back to the pool.
+func discard(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // which it gives back
+	_ = conn.Close()                                           // closed already
 }
 
 // groupTx is one call's part of a shared transaction. Statements run without the caller's cancellation: an interrupted

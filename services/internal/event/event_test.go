@@ -67,7 +67,11 @@ func (w *world) open(c db.Config, service string) *db.DB {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(func() { d.Close() })
+	w.t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			w.t.Errorf("closing: %v", err)
+		}
+	})
 	return d
 }
 

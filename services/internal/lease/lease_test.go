@@ -22,7 +22,11 @@ func open(t *testing.T, c db.Config) *db.DB {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { d.Close() })
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Errorf("closing: %v", err)
+		}
+	})
 	return d
 }
 
@@ -197,7 +201,9 @@ func TestStorageGoesAway(t *testing.T) {
 	err := lease.Run(ctx, d, "work", ttl, func(work context.Context) error {
 		runs++
 		begun := time.Now()
-		d.Close()
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
 		<-work.Done()
 		if took := time.Since(begun); took >= ttl {
 			t.Errorf("told of the loss after %s", took)

@@ -55,7 +55,7 @@ func create(path string, data []byte) error {
 	if err != nil {
 		return fmt.Errorf("writing key file %s: %w", path, err)
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }()
 	_, err = f.Write(data)
 	if err == nil {
 		err = f.Sync()

@@ -154,11 +154,12 @@ func TestBadKeyFiles(t *testing.T) {
 }
 
 func TestUnreadableKeyFile(t *testing.T) {
-	dir, err := os.MkdirTemp("", "kek")
-	if err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	for _, d := range []string{dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "kek")
 	if _, err := secret.Create(path); err != nil {
 		t.Fatal(err)

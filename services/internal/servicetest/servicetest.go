@@ -64,6 +64,10 @@ func (d *Domain) mint(id spiffeid.ID, err error) identity.Source {
 	if err != nil {
 		d.t.Fatalf("minting %s: %v", id, err)
 	}
-	d.t.Cleanup(func() { s.Close() })
+	d.t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			d.t.Errorf("closing the identity of %s: %v", id, err)
+		}
+	})
 	return s
 }

@@ -32,7 +32,11 @@ func TestEachStore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer d.Close()
+			defer func() {
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+			}()
 			err = d.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
 				var n int
 				if err := tx.QueryRow(ctx, `SELECT count(*) FROM x`).Scan(&n); err != nil {

@@ -60,8 +60,8 @@ func administer(t testing.TB, dir, statement string) {
 	if err != nil {
 		t.Fatalf("connecting to PostgreSQL: %v", err)
 	}
-	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, statement); err != nil {
+	_, err = conn.Exec(ctx, statement)
+	if err := errors.Join(err, conn.Close(ctx)); err != nil {
 		t.Fatalf("%s: %v", statement, err)
 	}
 }
@@ -118,7 +118,10 @@ func awaitPostgres(dir string) error {
 			log, _ := os.ReadFile(filepath.Join(dir, "log"))
 			return fmt.Errorf("not ready after a minute: %w\n%s", err, log)
 		}
-		time.Sleep(20 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
 	}
 }
 
