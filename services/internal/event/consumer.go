@@ -66,15 +66,18 @@ func NewConsumer(c ConsumerConfig) (*Consumer, error) {
 // Run consumes until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS was away. The context
 // given to Handle derives from ctx, so ctx carries the service's own identity.
 func (c *Consumer) Run(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for pause := firstPause; ; pause = min(2*pause, longPause) {
+		begun := time.Now()
 		err := c.consume(ctx)
 		if ctx.Err() != nil {
-			break
+			return nil
 		}
-		c.c.Log.WarnContext(ctx, "events are not being received", "consumer", c.c.Durable, "error", err)
-		sleep(ctx, time.Second/2+rand.N(time.Second/2))
+		if time.Since(begun) > longPause { // it worked for a while
+			pause = firstPause
+		}
+		c.c.Log.WarnContext(ctx, "events are not being received", "consumer", c.c.Durable, "retry_in", pause, "error", err)
+		sleep(ctx, pause/2+rand.N(pause/2))
 	}
-	return nil
 }
 
 func (c *Consumer) consume(ctx context.Context) error {

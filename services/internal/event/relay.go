@@ -27,7 +27,7 @@ const (
 	ackTimeout  = 10 * time.Second       // for one message
 	leaseTTL    = 10 * time.Second       // until another replica takes over
 	firstPause  = 100 * time.Millisecond // after a failure, doubling
-	longPause   = 10 * time.Second
+	longPause   = 5 * time.Second
 )
 
 var errAway = errors.New("not connected to NATS")
