@@ -23,10 +23,12 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 )
 
-// Bounds of one text, in bytes. What is longer is cut, and says so.
+// Bounds of one text, in bytes. What is longer is cut, and says so. Even if every byte takes six, as control characters do, a
+// record without facts and detail is smaller than auditlog.MaxRecord.
 const (
-	maxText = 4 << 10
-	maxName = 256
+	maxText  = 4 << 10 // facts, reasons
+	maxThing = 1 << 10 // actors, subjects
+	maxName  = 256
 )
 
 // TypeUnreadable is the type of the record that stands for an event, or a whole message, that could not be understood.
@@ -49,8 +51,8 @@ func Of(publisher string, e *eventv1.Event) (auditlog.Record, error) {
 		Time:      e.GetTime().AsTime(),
 		Service:   shorten(publisher, maxName),
 		Type:      e.GetType(),
-		Actor:     shorten(e.GetActor(), maxText),
-		Subject:   shorten(e.GetSubject(), maxText),
+		Actor:     shorten(e.GetActor(), maxThing),
+		Subject:   shorten(e.GetSubject(), maxThing),
 		Result:    Result(e.GetResult()),
 		Reason:    shorten(e.GetReason(), maxText),
 		TraceID:   shorten(e.GetTraceId(), maxName),
@@ -109,17 +111,13 @@ func Result(r eventv1.Result) string {
 	return "result " + strconv.Itoa(int(r)) // of a newer service
 }
 
-// fit makes a record that is too large small enough: first the facts go, then the detail, then most of the long texts (a control
-// character takes six bytes). What went is counted and hashed.
+// fit makes a record that is too large small enough: first the facts go, then the detail. What went is counted and hashed.
 func fit(r auditlog.Record) auditlog.Record {
 	for _, m := range []*map[string]string{&r.Facts, &r.Detail} {
-		if _, err := r.Encode(); err == nil {
-			break
+		if _, err := r.Encode(); err == nil || len(*m) == 0 {
+			continue
 		}
 		*m = map[string]string{"left_out": summary(*m)}
-	}
-	if _, err := r.Encode(); err != nil {
-		r.Actor, r.Subject, r.Reason = shorten(r.Actor, maxName), shorten(r.Subject, maxName), shorten(r.Reason, maxName)
 	}
 	return r
 }
