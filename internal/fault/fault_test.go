@@ -198,3 +198,12 @@ func TestKindNames(t *testing.T) {
 		names = append(names, k.String())
 	}
 }
+
+// A message may repeat what a peer sent.
+func TestForeignBytes(t *testing.T) {
+	e := Invalid("names[\xff]", "bad name %q and \xfe", "\xfd").With("\xfc", "\xfb").After(time.Second)
+	got := Of(status.FromProto(e.GRPCStatus().Proto()).Err())
+	if got.Kind != InvalidArgument || got.Reason != ReasonInvalidField || got.Field != "names[\uFFFD]" || got.Meta["\uFFFD"] != "\uFFFD" || got.RetryAfter != time.Second {
+		t.Fatalf("got %+v", got)
+	}
+}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -43,31 +45,34 @@ func (k Kind) Code() codes.Code {
 // GRPCStatus gives the status with ErrorInfo, and BadRequest and RetryInfo
 // where they apply. The cause is left out.
 func (e *Error) GRPCStatus() *status.Status {
-	info := &errdetails.ErrorInfo{Reason: e.Reason, Domain: Domain, Metadata: maps.Clone(e.Meta)}
+	info := &errdetails.ErrorInfo{Reason: utf8(e.Reason), Domain: Domain}
+	if len(e.Meta) > 0 || e.Kind == Permanent {
+		info.Metadata = make(map[string]string, len(e.Meta)+1)
+	}
+	for k, v := range e.Meta {
+		info.Metadata[utf8(k)] = utf8(v)
+	}
 	if e.Kind == Permanent {
-		if info.Metadata == nil {
-			info.Metadata = map[string]string{}
-		}
 		info.Metadata[metaKind] = e.Kind.String()
 	}
-	st := status.New(e.Kind.Code(), e.text())
-	out, err := st.WithDetails(info)
-	if err != nil {
-		return st
-	}
+	details := []protoadapt.MessageV1{info}
 	if e.Field != "" {
-		bad := &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{{Field: e.Field, Description: e.Message, Reason: e.Reason}}}
-		if with, err := out.WithDetails(bad); err == nil {
-			out = with
-		}
+		details = append(details, &errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{
+			{Field: utf8(e.Field), Description: utf8(e.Message), Reason: utf8(e.Reason)}}})
 	}
 	if e.RetryAfter > 0 {
-		if with, err := out.WithDetails(&errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)}); err == nil {
-			out = with
-		}
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(e.RetryAfter)})
 	}
-	return out
+	st := status.New(e.Kind.Code(), utf8(e.text()))
+	if with, err := st.WithDetails(details...); err == nil {
+		return with
+	}
+	return st
 }
+
+// utf8 keeps a message that repeats foreign bytes from losing its details:
+// protobuf refuses to encode them.
+func utf8(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // Of finds the *Error in err: by errors.As, or from a gRPC status. A status of
 // somebody else's (no ErrorInfo of our domain) keeps its kind by code, with the

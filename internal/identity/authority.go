@@ -126,7 +126,8 @@ func (a *Authority) RootHash() [sha256.Size]byte { return sha256.Sum256(a.cert.R
 // Mint signs an X.509-SVID for id and gives the chain without the root: the
 // leaf alone. It is valid from a minute ago for ttl, never beyond the root.
 // The form follows the SPIFFE X.509-SVID standard: one URI SAN, CA:FALSE,
-// digitalSignature, EKU serverAuth and clientAuth.
+// digitalSignature, EKU serverAuth and clientAuth. Services have their TLS
+// server name as DNS SAN besides.
 func (a *Authority) Mint(id spiffeid.ID, pub crypto.PublicKey, ttl time.Duration) ([]*x509.Certificate, error) {
 	now := a.now()
 	switch {

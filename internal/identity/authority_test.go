@@ -69,6 +69,10 @@ func TestMintForm(t *testing.T) {
 	if id, _, err := x509svid.Verify(chain, a.Bundle(), x509svid.WithTime(at)); err != nil || id != web1 {
 		t.Errorf("verified as %q, %v", id, err)
 	}
+	service, err := a.Mint(spiffeid.RequireFromPath(td, "/service/issuer"), key.Public(), time.Hour)
+	if err != nil || len(service[0].DNSNames) != 1 || service[0].DNSNames[0] != "issuer.sallyport.internal" {
+		t.Errorf("service: %v, %v", service, err)
+	}
 	root := a.Bundle().X509Authorities()[0]
 	if !root.IsCA || root.KeyUsage != x509.KeyUsageCertSign|x509.KeyUsageCRLSign || len(root.URIs) != 1 || root.URIs[0].String() != "spiffe://example.org" {
 		t.Errorf("root %v %v", root.KeyUsage, root.URIs)

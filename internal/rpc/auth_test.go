@@ -110,6 +110,31 @@ func TestExpiredSVID(t *testing.T) {
 	has(t, f.Message, "not valid before", "clock")
 }
 
+// A connection ends with the SVID it was opened with, and the client comes back
+// with the one it has by then: no call is refused in between.
+func TestConnectionEndsWithSVID(t *testing.T) {
+	w := newWorld(t)
+	w.echo.unary = func(ctx context.Context, _ string) (string, error) { return identity.FromContext(ctx).Key, nil }
+	src := w.with(w.ca, "/service/deployer", 3*time.Second).(*svid) // 2 at least: NotAfter has whole seconds
+	cc := w.dial(src)
+	first, err := say(t.Context(), cc, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src.set(w.with(w.ca, "/service/deployer", time.Hour).(*svid).get())
+	for key := first; key == first; {
+		got, err := say(t.Context(), cc, "")
+		if err != nil {
+			want(t, err, fault.Transient, fault.ReasonUnavailable) // broken off under way
+			continue
+		}
+		key = got
+	}
+	if got := w.denied(); len(got) != 0 {
+		t.Fatalf("denials %+v", got)
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 func TestLockedAgent(t *testing.T) {

@@ -33,8 +33,8 @@ type Limits struct {
 	// since a whole site may enrol from behind one address.
 	AnonymousRate float64 `yaml:"anonymous_rate"`
 	// ConnectionAge closes a connection after so long, give or take 10 %, to make
-	// clients show a current SVID; default 30 minutes. It must be shorter than
-	// the life of an SVID.
+	// clients show a current SVID; default 30 minutes. It should be shorter than
+	// what an SVID has left when it is renewed.
 	ConnectionAge config.Duration `yaml:"connection_age"`
 }
 

@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -198,10 +199,12 @@ func mintedSource(t *testing.T, ca *identity.Authority, path string) identity.So
 // svid is a source whose SVID a test chooses.
 type svid struct {
 	identity.Source
-	own *x509svid.SVID
+	own atomic.Pointer[x509svid.SVID]
 }
 
-func (s *svid) GetX509SVID() (*x509svid.SVID, error) { return s.own, nil }
+func (s *svid) get() *x509svid.SVID                  { return s.own.Load() }
+func (s *svid) set(v *x509svid.SVID)                 { s.own.Store(v) }
+func (s *svid) GetX509SVID() (*x509svid.SVID, error) { return s.get(), nil }
 
 func (w *world) with(ca *identity.Authority, path string, ttl time.Duration) identity.Source {
 	w.t.Helper()
@@ -214,7 +217,9 @@ func (w *world) with(ca *identity.Authority, path string, ttl time.Duration) ide
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return &svid{Source: w.source("/operator/bundle"), own: &x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key}}
+	s := &svid{Source: w.source("/operator/bundle")}
+	s.set(&x509svid.SVID{ID: id, Certificates: chain, PrivateKey: key})
+	return s
 }
 
 func (w *world) dial(src identity.Source, change ...func(*ClientConfig)) *grpc.ClientConn {

@@ -206,6 +206,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	go func() { served <- s.grpc.Serve(lis) }()
 	select {
 	case err := <-served:
+		s.grpc.Stop()
 		if err != nil {
 			return fmt.Errorf("serving on %s: %w", lis.Addr(), err)
 		}

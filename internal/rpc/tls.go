@@ -141,7 +141,25 @@ func (c *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthI
 		info.caller, info.refused = c.judge(state.PeerCertificates, c.source(state.ServerName))
 		info.notAfter = state.PeerCertificates[0].NotAfter
 	}
+	if info.caller.Name != "" {
+		left := info.notAfter.Sub(c.now())
+		left -= min(time.Second, left/2) // before the first call that would be refused
+		conn = &mortalConn{Conn: conn, end: time.AfterFunc(left, func() { _ = raw.Close() })}
+	}
 	return conn, info, nil
+}
+
+// mortalConn ends with the SVID it was opened with, so that a client which has
+// a new one by then comes back with it instead of being refused. It is the
+// backstop for a ConnectionAge too long for the life of the SVIDs.
+type mortalConn struct {
+	net.Conn
+	end *time.Timer
+}
+
+func (c *mortalConn) Close() error {
+	c.end.Stop()
+	return c.Conn.Close()
 }
 
 func (c *serverCreds) Clone() credentials.TransportCredentials {
@@ -252,7 +270,7 @@ func firstContactTLS(token identity.JoinToken, seen *atomic.Pointer[x509bundle.B
 func baseClientTLS(check func([]*x509.Certificate) error, now func() time.Time) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
-		// SVIDs carry no DNS names: VerifyConnection does the whole verification.
+		// A SPIFFE ID is no DNS name: VerifyConnection does the whole verification.
 		InsecureSkipVerify: true, //nolint:gosec // see above
 		VerifyConnection: func(state tls.ConnectionState) error {
 			if len(state.PeerCertificates) == 0 {
