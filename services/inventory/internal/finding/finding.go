@@ -36,9 +36,6 @@ const (
 	HostSilent          Rule = "host_silent"
 )
 
-// Rules lists them all.
-var Rules = []Rule{Expiring, Expired, ServedIsNotAssigned, UnknownIssuer, WeakKey, NoOwner, Overdue, HostSilent}
-
 // Severity orders findings; a greater one is worse.
 type Severity int
 

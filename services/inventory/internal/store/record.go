@@ -23,6 +23,10 @@ func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) er
 		return err
 	}
 	leaf, told := string(i.Leaf.Facts.Fingerprint), db.FromTime(i.Time)
+	var before string
+	if err := tx.QueryRow(ctx, `SELECT replaces FROM certificate WHERE fingerprint = $1`, leaf).Scan(&before); err != nil {
+		return err
+	}
 	// One request ends in one certificate; should two ever claim the same, the first counts.
 	_, err := tx.Exec(ctx, `UPDATE certificate SET issued = $1, identity = $2, authority = $3, profile = $4, request = $5, replaces = $6
 		WHERE fingerprint = $7 AND (issued = 0 OR issued > $1 OR (issued = $1 AND request > $5))`,
@@ -33,7 +37,7 @@ func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) er
 	if err := s.putIssuers(ctx, tx, i.Issuers, true); err != nil {
 		return err
 	}
-	return s.refresh(ctx, tx, []string{leaf, i.Replaces})
+	return s.refresh(ctx, tx, []string{leaf, before, i.Replaces})
 }
 
 // RecordAuthority projects an authority's CA certificates. Those it once had still vouch for what they issued.
@@ -50,21 +54,18 @@ func (s *Store) RecordAuthority(ctx context.Context, tx db.Tx, a catalog.Authori
 	if err != nil || !newest {
 		return err
 	}
-	subjects, err := texts(ctx, tx, `DELETE FROM authority_certificate WHERE authority = $1 RETURNING fingerprint`, a.Name)
+	fingerprints, err := texts(ctx, tx, `DELETE FROM authority_certificate WHERE authority = $1 RETURNING fingerprint`, a.Name)
 	if err != nil {
 		return err
 	}
 	for _, c := range a.Chain {
 		f := string(c.Facts.Fingerprint)
-		subjects = append(subjects, f)
+		fingerprints = append(fingerprints, f)
 		if _, err := tx.Exec(ctx, `INSERT INTO authority_certificate (authority, fingerprint) VALUES ($1, $2) ON CONFLICT DO NOTHING`, a.Name, f); err != nil {
 			return err
 		}
 	}
-	for i, f := range subjects {
-		subjects[i] = finding.CertificateSubject(f)
-	}
-	return s.touch(ctx, tx, subjects)
+	return s.refresh(ctx, tx, fingerprints)
 }
 
 // putCertificates adds those that are not there yet, and notes when each was first known.
