@@ -182,7 +182,7 @@ func TestDomainImports(t *testing.T) {
 
 // TestSeams allows a service's root package its five names and what its Config and Deps are made of.
 func TestSeams(t *testing.T) {
-	functions := []string{"New", "Methods"}
+	functions := []string{"New", "Methods", "EnsureStreams"}
 	methods := []string{"Register", "Run", "Close", "OnDenied", "Deny", "Validate"}
 	for _, s := range sources(t) {
 		service, ok := strings.CutPrefix(s.dir, "services/")
