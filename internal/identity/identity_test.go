@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -97,7 +98,7 @@ func TestJoinToken(t *testing.T) {
 	for _, name := range []string{"example.org", "prod.pki.example.org", "a_b-c"} {
 		tok := token(t, spiffeid.RequireTrustDomainFromString(name))
 		got, err := ParseJoinToken(" " + tok.String() + "\n")
-		if err != nil || !got.Equal(tok) {
+		if err != nil || !reflect.DeepEqual(got, tok) {
 			t.Errorf("%s: got %+v, %v", name, got, err)
 		}
 	}

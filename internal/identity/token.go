@@ -1,7 +1,6 @@
 package identity
 
 import (
-	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -97,8 +96,3 @@ func (t JoinToken) LogValue() slog.Value { return slog.StringValue("join token "
 
 // SecretHash is the SHA-256 of the secret: all that a server keeps.
 func (t JoinToken) SecretHash() [sha256.Size]byte { return sha256.Sum256(t.Secret) }
-
-// Equal compares all parts.
-func (t JoinToken) Equal(o JoinToken) bool {
-	return t.TrustDomain == o.TrustDomain && t.ID == o.ID && bytes.Equal(t.Secret, o.Secret) && t.RootHash == o.RootHash
-}

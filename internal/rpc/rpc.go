@@ -26,9 +26,9 @@ import (
 // ServerNameSuffix makes the TLS server name of a service.
 const ServerNameSuffix = identity.ServerNameSuffix
 
-// Sizes tuned for many idle streams, measured with 5,000 agents on one server:
-// 49 KiB of server memory for a connection instead of 60, and half the peak
-// when all connect at once. A write buffer (shared between connections, which
+// Sizes tuned for many idle streams, measured on a bare grpc server with 5,000
+// mTLS streams: 49 KiB of memory for a connection instead of 60, and half the
+// peak when all connect at once. A write buffer (shared between connections, which
 // grpc does by itself) is given back after each write; a small read buffer is
 // enough for messages that are mostly pings; static 64 KiB windows do without
 // the bandwidth estimator.

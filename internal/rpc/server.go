@@ -82,9 +82,10 @@ type Server struct {
 	callers   *buckets
 	anonymous *buckets
 
-	mu      sync.Mutex
-	streams map[*openStream]struct{}
-	perKey  map[string]int
+	mu       sync.Mutex
+	streams  map[*openStream]struct{}
+	perKey   map[string]int
+	stopping bool
 }
 
 // builtin are the methods every server has. Check is open to all, for load
@@ -222,7 +223,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 
 func (s *Server) shutdown(ctx context.Context) {
 	s.health.Shutdown()
-	s.endStreams(errShuttingDown)
+	s.endStreams()
 	stopped := make(chan struct{})
 	go func() { s.grpc.GracefulStop(); close(stopped) }()
 	select {

@@ -31,6 +31,10 @@ func (s *Server) openStream(ctx context.Context, c *call, ss grpc.ServerStream) 
 	st.ctx, st.cancel = context.WithCancelCause(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.stopping {
+		st.cancel(nil)
+		return nil, errShuttingDown
+	}
 	if s.perKey[c.key] >= limit {
 		st.cancel(nil)
 		return nil, fault.New(fault.Exhausted, ReasonTooManyStreams, "%d streams are open already", limit).After(5 * time.Second)
@@ -60,9 +64,13 @@ func (s *Server) open() []*openStream {
 	return out
 }
 
-func (s *Server) endStreams(why error) {
+// endStreams ends all streams and lets no new one open.
+func (s *Server) endStreams() {
+	s.mu.Lock()
+	s.stopping = true
+	s.mu.Unlock()
 	for _, st := range s.open() {
-		st.cancel(why)
+		st.cancel(errShuttingDown)
 	}
 }
 
