@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/google/go-cmp v0.7.0
 	github.com/google/uuid v1.6.0
+	github.com/gowebpki/jcs v1.0.2
 	github.com/nats-io/nats.go v1.55.0
 	github.com/sallyport-pki/sallyport/auditlog v0.0.0
 	github.com/sallyport-pki/sallyport/gen v0.0.0
