@@ -1,0 +1,66 @@
+// Command sallyport-issuer is the issuer service as a program of its own. Its configuration file has the fields of
+// daemon.Config and issuer.Config, and peers.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+
+	"github.com/sallyport-pki/sallyport/internal/boot"
+	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/services/internal/daemon"
+	"github.com/sallyport-pki/sallyport/services/issuer"
+)
+
+type configuration struct {
+	Daemon daemon.Config `yaml:",inline"`
+	Issuer issuer.Config `yaml:",inline"`
+	// Peers are the other services.
+	Peers peers `yaml:"peers"`
+}
+
+type peers struct {
+	// Inventory answers what names an identity may have: "host:port", required.
+	Inventory string `yaml:"inventory"`
+}
+
+func (c configuration) Validate() error {
+	if err := c.Daemon.Validate(); err != nil {
+		return err
+	}
+	if c.Peers.Inventory == "" {
+		return fault.Invalid("peers.inventory", "must not be empty: give host:port")
+	}
+	return c.Issuer.Validate()
+}
+
+func main() {
+	file := flag.String("config", "/etc/sallyport/issuer.yaml", "configuration `file`")
+	version := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *version {
+		fmt.Println(boot.Version())
+		return
+	}
+	boot.Main(func(ctx context.Context) error { return run(ctx, *file) })
+}
+
+func run(ctx context.Context, file string) error {
+	var c configuration
+	if err := config.Load(file, &c); err != nil {
+		return err
+	}
+	return daemon.Run(ctx, c.Daemon, daemon.Spec{
+		Name:    issuer.Name,
+		Methods: issuer.Methods(),
+		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
+			inventory, err := p.Dial("inventory", c.Peers.Inventory)
+			if err != nil {
+				return nil, err
+			}
+			return issuer.New(ctx, c.Issuer, issuer.Deps{Source: p.Source, NATS: p.NATS, Inventory: inventory, Log: p.Log})
+		},
+	})
+}

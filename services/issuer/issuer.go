@@ -1,0 +1,206 @@
+// Package issuer decides what may be issued and obtains it from a CA: the company's own, or one that speaks ACME.
+//
+// It guarantees that a certificate is issued only for the names of its identity under the rules of its profile, whoever asks;
+// that a request ends in exactly one certificate or in a reason; and that every step of it is stored, together with the event
+// that tells of it, before anybody learns of it. It waits for no host: what a host has to do goes out as an event and comes
+// back as a report.
+package issuer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
+	"github.com/sallyport-pki/sallyport/internal/boot"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/event"
+	"github.com/sallyport-pki/sallyport/services/internal/secret"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/advice"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/api"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/catalogue"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/intake"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/ordering"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/store"
+)
+
+// Name is the service's name in identities, event subjects and addresses.
+const Name = "issuer"
+
+// Deps are what the issuer stands on; all but Now is required.
+type Deps struct {
+	// Source is the issuer's own identity.
+	Source identity.Source
+	// NATS is where events go.
+	NATS *nats.Conn
+	// Inventory answers what names an identity may have.
+	Inventory grpc.ClientConnInterface
+	Log       *slog.Logger
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
+}
+
+// Service is a running issuer.
+type Service struct {
+	self      identity.Caller
+	log       *slog.Logger
+	store     *store.Store
+	catalogue *catalogue.Catalogue
+	api       *api.Server
+	worker    *ordering.Worker
+	adviser   *advice.Adviser
+	relay     *event.Relay
+}
+
+// Methods says which roles may call which method.
+func Methods() map[string][]identity.Role { return maps.Clone(api.Methods()) }
+
+// New opens the database and makes the service. Close it.
+func New(ctx context.Context, c Config, d Deps) (*Service, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	if d.Source == nil || d.NATS == nil || d.Inventory == nil || d.Log == nil {
+		return nil, errors.New("issuer.New: Source, NATS, Inventory and Log are required")
+	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	svid, err := d.Source.GetX509SVID()
+	if err != nil {
+		return nil, fmt.Errorf("reading the issuer's own identity: %w", err)
+	}
+	self, err := identity.CallerOf(svid.ID)
+	if err != nil {
+		return nil, err
+	}
+	st, err := store.Open(ctx, store.Config{Database: c.Database, Now: d.Now})
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{self: self, log: d.Log, store: st}
+	if err := s.build(ctx, c.filled(), d); err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	return s, nil
+}
+
+func (s *Service) build(ctx context.Context, c Config, d Deps) error {
+	box, err := openBox(ctx, c.KeyEncryptionKey, s.store)
+	if err != nil {
+		return err
+	}
+	if err := s.store.ReleaseLeftovers(ctx); err != nil {
+		return err
+	}
+	s.catalogue, err = catalogue.New(catalogue.Config{
+		Store: s.store, Box: box, SecretsDir: c.SecretsDir, UserAgent: "sallyport/" + boot.Version().Version, Now: d.Now,
+	})
+	if err != nil {
+		return err
+	}
+	identities, err := intake.NewIdentities(intake.IdentitiesConfig{
+		Client: inventoryv1.NewInventoryServiceClient(d.Inventory), MaxAge: c.IdentityMaxAge.Std(), Now: d.Now,
+	})
+	if err != nil {
+		return err
+	}
+	desk, err := intake.New(intake.Config{Store: s.store, Catalogue: s.catalogue, Identities: identities})
+	if err != nil {
+		return err
+	}
+	s.worker, err = ordering.New(ordering.Config{Store: s.store, Authorities: s.catalogue, Rules: c.ordering(), Log: d.Log, Now: d.Now})
+	if err != nil {
+		return err
+	}
+	s.adviser, err = advice.New(advice.Config{Store: s.store, Authorities: s.catalogue, Rules: c.advice(), Log: d.Log, Now: d.Now})
+	if err != nil {
+		return err
+	}
+	s.api, err = api.New(api.Config{Store: s.store, Catalogue: s.catalogue, Desk: desk, Worker: s.worker})
+	if err != nil {
+		return err
+	}
+	js, err := jetstream.New(d.NATS)
+	if err != nil {
+		return err
+	}
+	s.relay, err = event.NewRelay(event.RelayConfig{DB: s.store.DB(), JS: js, Service: Name, Log: d.Log})
+	return err
+}
+
+// sealedText proves that a key file is the one this database is used with.
+const sealedText = "sallyport issuer"
+
+// openBox opens the key file, or makes it as long as nothing can be lost by that.
+func openBox(ctx context.Context, path string, st *store.Store) (*secret.Box, error) {
+	sealed, err := st.Sealed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var box *secret.Box
+	if sealed {
+		box, err = secret.Open(path)
+	} else if box, err = secret.Create(path); err != nil {
+		box, err = secret.Open(path) // it is there: another replica, or an operator, was first
+	}
+	if err != nil {
+		return nil, err
+	}
+	aad := secret.AAD("check", "1")
+	mine, err := box.Seal(aad, []byte(sealedText))
+	if err != nil {
+		return nil, err
+	}
+	first, err := st.Seal(ctx, mine)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := box.Open(aad, first); err != nil {
+		return nil, fault.New(fault.Precondition, "KEY_FILE_REFUSED", "key file %s is not the one this database was used with: restore that one", path)
+	}
+	return box, nil
+}
+
+// Register adds the issuer's gRPC service to a server.
+func (s *Service) Register(r grpc.ServiceRegistrar) { s.api.Register(r) }
+
+// Run does what goes on without being called: orders, accounts, renewal windows, and telling events. It ends with ctx.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(identity.WithCaller(ctx, s.self))
+	g.Go(func() error { return s.relay.Run(ctx) })
+	g.Go(func() error { return s.worker.Run(ctx) })
+	g.Go(func() error { return s.worker.KeepAccounts(ctx) })
+	g.Go(func() error { return s.adviser.Run(ctx) })
+	return g.Wait()
+}
+
+// Close closes the database, after Run has returned and the server has stopped.
+func (s *Service) Close() error {
+	s.catalogue.Close()
+	return s.store.Close()
+}
+
+// OnDenied makes a denied call an event.
+func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {
+	e := &eventv1.Event{
+		Type: "issuer.call.denied", Subject: "methods/" + d.Method, Reason: d.Reason, Result: eventv1.Result_RESULT_REFUSED,
+		Facts: map[string]string{"service": d.Service, "method": d.Method, "caller": d.Caller.String(), "peer": d.Peer},
+	}
+	err := s.store.DB().Write(ctx, func(ctx context.Context, tx db.Tx) error { return event.Emit(ctx, tx, e) })
+	if err != nil {
+		s.log.ErrorContext(ctx, "a denied call is not recorded", "method", d.Method, "caller", d.Caller.String(), "error", err)
+	}
+}
