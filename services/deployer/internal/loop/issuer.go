@@ -1,0 +1,164 @@
+package loop
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
+	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
+)
+
+const (
+	callers  = 16          // calls to the issuer at once
+	lookEach = time.Second // for what was not hinted at
+	perLook  = 64          // rows claimed at once
+)
+
+// requests speaks to the issuer about stored CSRs: at once about those this replica has stored, and about all that are due.
+func (l *Loops) requests(ctx context.Context) error {
+	work, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(work)
+	queue := make(chan string)
+	for range callers {
+		g.Go(func() error {
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case id := <-l.Hints.requests: // stored, and so claimed, by this replica
+					l.request(ctx, id)
+				case id := <-queue:
+					l.request(ctx, id)
+				}
+			}
+		})
+	}
+	g.Go(func() error {
+		for pause(ctx, lookEach, l.Hints.claim) {
+			ids, err := l.Store.ClaimRequests(ctx, perLook)
+			l.trouble(ctx, "claiming requests", err)
+			for _, id := range ids {
+				select {
+				case queue <- id:
+				case <-ctx.Done():
+					return nil
+				}
+			}
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// request brings one assignment's request forward: hands it in, or asks where it stands.
+func (l *Loops) request(ctx context.Context, id string) {
+	q, ok, err := l.Store.Request(ctx, id)
+	if err != nil || !ok {
+		l.trouble(ctx, "reading a request", err)
+		return
+	}
+	ctx = rpc.WithTraceID(ctx, q.Assignment.Trace)
+	answer, err := l.ask(ctx, q)
+	switch {
+	case ctx.Err() != nil:
+		return
+	case err != nil && final(err):
+		f := fault.Of(err)
+		err = l.Store.FailRequest(ctx, q.Assignment, f.Reason, clip(f.Message))
+	case err != nil:
+		l.trouble(ctx, "asking the issuer", err)
+		wait := max(backOff(q.Tries), fault.Of(err).RetryAfter)
+		err = l.Store.PostponeRequest(ctx, q, l.Now().Add(wait), q.Sent)
+	case answer.Ended:
+		err = l.Store.FailRequest(ctx, q.Assignment, orElse(answer.Reason, "REFUSED"), clip(answer.Message))
+	case answer.Certificate.Fingerprint != "":
+		err = l.Store.Issue(ctx, q.Assignment, answer.Certificate, answer.Chain)
+	default:
+		err = l.Store.PostponeRequest(ctx, q, l.Now().Add(l.AskEvery), true)
+	}
+	l.trouble(ctx, "storing the issuer's answer", err)
+}
+
+// ask prefers the question to a second hand-in, but a request that the issuer does not know is handed in again.
+func (l *Loops) ask(ctx context.Context, q store.Request) (peer.Answer, error) {
+	if q.Sent {
+		answer, err := l.Peers.Ask(ctx, q.Assignment)
+		if err == nil || fault.KindOf(err) != fault.NotFound {
+			return answer, err
+		}
+	}
+	return l.Peers.Submit(ctx, q.Assignment)
+}
+
+// final says that the same request will get the same answer. Trouble with our own standing at the issuer is not the request's.
+func final(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.InvalidArgument, fault.NotFound, fault.AlreadyExists, fault.Conflict, fault.Precondition, fault.Permanent:
+		return true
+	case fault.Internal, fault.Unauthenticated, fault.Denied, fault.Exhausted, fault.Transient:
+	}
+	return false
+}
+
+// intents tells the issuer what agents said about challenges, and which requests are given up.
+func (l *Loops) intents(ctx context.Context) error {
+	for pause(ctx, lookEach, l.Hints.intents) {
+		list, err := l.Store.ClaimIntents(ctx, perLook)
+		l.trouble(ctx, "claiming intents", err)
+		g, ctx := errgroup.WithContext(ctx)
+		g.SetLimit(callers)
+		for _, in := range list {
+			g.Go(func() error {
+				l.intent(ctx, in)
+				return nil
+			})
+		}
+		if err := g.Wait(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Loops) intent(ctx context.Context, in store.Intent) {
+	var err error
+	if in.Challenge != "" {
+		err = l.Peers.ReportChallenge(ctx, in.Challenge, in.Ready, in.Message)
+	} else {
+		err = l.Peers.Cancel(ctx, in.Request, in.Message)
+	}
+	switch {
+	case err == nil:
+		err = l.Store.FinishIntent(ctx, in)
+	case ctx.Err() != nil:
+		return
+	case final(err):
+		l.Log.InfoContext(ctx, "the issuer does not want to know", "challenge", in.Challenge, "request", in.Request, "error", err)
+		err = l.Store.FinishIntent(ctx, in)
+	default:
+		l.trouble(ctx, "telling the issuer", err)
+		err = l.Store.PostponeIntent(ctx, in, l.Now().Add(backOff(in.Tries)))
+	}
+	l.trouble(ctx, "storing that the issuer was told", err)
+}
+
+func orElse(s, otherwise string) string {
+	if s != "" {
+		return s
+	}
+	return otherwise
+}
+
+// clip keeps what is stored and shown of a message within bounds.
+func clip(s string) string {
+	const limit = 2 << 10
+	if len(s) > limit {
+		s = s[:limit]
+	}
+	return s
+}

@@ -1,0 +1,657 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/pki"
+	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+)
+
+const deploymentColumns = `name, identity, profile, key_type, names, targets, max_parallel, max_failures, renew_before, renew_disabled,
+	wanted_key, wanted_names, etag, created, problem`
+
+func scanDeployment(row scanner) (rollout.Deployment, error) {
+	var d rollout.Deployment
+	var keyType, names, targets, wantedKey, wantedNames string
+	var before, created int64
+	err := row.Scan(&d.Name, &d.Identity, &d.Profile, &keyType, &names, &targets, &d.Rules.MaxParallel, &d.Rules.MaxFailures, &before,
+		&d.Renewal.Disabled, &wantedKey, &wantedNames, &d.ETag, &created, &d.Problem)
+	if err != nil {
+		return rollout.Deployment{}, err
+	}
+	d.KeyType, d.Renewal.Before, d.Created = pki.KeyType(keyType), duration(before), db.Time(created)
+	d.Wanted = rollout.Wanted{Identity: d.Identity, Profile: d.Profile, KeyType: pki.KeyType(wantedKey)}
+	if d.Names, err = decodeNames(names); err != nil {
+		return rollout.Deployment{}, err
+	}
+	if d.Wanted.Names, err = decodeNames(wantedNames); err != nil {
+		return rollout.Deployment{}, err
+	}
+	d.Targets, err = decodeTargets(targets)
+	return d, err
+}
+
+// lockDeployment reads one and keeps it, and the starting of its assignments, to this transaction.
+func (t *txn) lockDeployment(ctx context.Context, name string) (rollout.Deployment, error) {
+	if _, err := t.Exec(ctx, `UPDATE deployment SET etag = etag WHERE name = $1`, name); err != nil {
+		return rollout.Deployment{}, fmt.Errorf("locking deployment %s: %w", name, err)
+	}
+	return t.deployment(ctx, name)
+}
+
+func (t *txn) deployment(ctx context.Context, name string) (rollout.Deployment, error) {
+	d, err := scanDeployment(t.QueryRow(ctx, `SELECT `+deploymentColumns+` FROM deployment WHERE name = $1`, name))
+	if errors.Is(err, sql.ErrNoRows) {
+		return d, fault.New(fault.NotFound, "DEPLOYMENT_NOT_FOUND", "no deployment %q", name)
+	}
+	if err != nil {
+		return d, fmt.Errorf("reading deployment %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// View is a deployment with its assignments, the withdrawn left out.
+type View struct {
+	Deployment  rollout.Deployment
+	Assignments []rollout.Assignment
+}
+
+// Deployment reads one.
+func (s *Store) Deployment(ctx context.Context, name string) (View, error) {
+	var v View
+	err := s.read(ctx, func(ctx context.Context, t *txn) (err error) {
+		v, err = t.view(ctx, name)
+		return err
+	})
+	return v, err
+}
+
+func (t *txn) view(ctx context.Context, name string) (View, error) {
+	d, err := t.deployment(ctx, name)
+	if err != nil {
+		return View{}, err
+	}
+	all, err := t.assignments(ctx, `deployment = $1 AND state <> 'withdrawn' ORDER BY id`, name)
+	return View{Deployment: d, Assignments: all}, err
+}
+
+// DeploymentFilter narrows a list; empty fields do not.
+type DeploymentFilter struct {
+	Identity string
+	Host     string
+	After    string // name of the last one before
+	Limit    int
+}
+
+// ListDeployments lists by name.
+func (s *Store) ListDeployments(ctx context.Context, f DeploymentFilter) ([]View, error) {
+	var list []View
+	err := s.read(ctx, func(ctx context.Context, t *txn) error {
+		args := []any{f.After, f.Limit}
+		where := `name > $1`
+		if f.Identity != "" {
+			args = append(args, f.Identity)
+			where += fmt.Sprintf(` AND identity = $%d`, len(args))
+		}
+		if f.Host != "" {
+			args = append(args, f.Host)
+			where += fmt.Sprintf(` AND name IN (SELECT deployment FROM assignment WHERE host = $%d AND state <> 'withdrawn')`, len(args))
+		}
+		names, err := t.strings(ctx, `SELECT name FROM deployment WHERE `+where+` ORDER BY name LIMIT $2`, args...)
+		if err != nil {
+			return err
+		}
+		list = make([]View, 0, len(names))
+		for _, name := range names {
+			v, err := t.view(ctx, name)
+			if err != nil {
+				return err
+			}
+			list = append(list, v)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// Applied is what became of an Apply.
+type Applied struct {
+	View    View
+	Changed bool
+}
+
+// Apply stores a normalised deployment and brings its assignments in line: new, replanned, withdrawn. An etag that is not the
+// stored one is fault.Conflict ETAG_MISMATCH. With dry it only says what would be.
+func (s *Store) Apply(ctx context.Context, d rollout.Deployment, dry bool) (Applied, error) {
+	var out Applied
+	err := s.write(ctx, func(ctx context.Context, t *txn) error {
+		out = Applied{}
+		was, err := t.lockDeployment(ctx, d.Name)
+		exists := err == nil
+		if err != nil && fault.KindOf(err) != fault.NotFound {
+			return err
+		}
+		if d.ETag != "" && (!exists || d.ETag != was.ETag) {
+			return fault.New(fault.Conflict, "ETAG_MISMATCH", "deployment %q was changed by somebody else meanwhile: read it again and decide again", d.Name)
+		}
+		if exists && sameDeployment(was, d) {
+			out.View, err = t.view(ctx, d.Name)
+			return err
+		}
+		out.Changed = true
+		next := d
+		next.ETag, next.Created = uuid.NewString(), t.now.Truncate(time.Microsecond)
+		if exists {
+			next.Created = was.Created
+		}
+		if err := t.roomOnHosts(ctx, next); err != nil {
+			return err
+		}
+		if dry {
+			next.ETag = was.ETag
+			out.View.Deployment = next
+			out.View.Assignments, err = t.assignments(ctx, `deployment = $1 AND state <> 'withdrawn' ORDER BY id`, d.Name)
+			return err
+		}
+		if err := t.saveDeployment(ctx, next, exists); err != nil {
+			return err
+		}
+		if err := t.applied(ctx, next, was, exists); err != nil {
+			return err
+		}
+		out.View, err = t.view(ctx, d.Name)
+		return err
+	})
+	return out, err
+}
+
+func sameDeployment(a, b rollout.Deployment) bool {
+	return a.Identity == b.Identity && a.Profile == b.Profile && a.KeyType == b.KeyType && a.Names.Equal(b.Names) && a.Rules == b.Rules &&
+		a.Renewal == b.Renewal && a.Wanted.Equal(b.Wanted) && encodeTargets(a.Targets) == encodeTargets(b.Targets)
+}
+
+func (t *txn) saveDeployment(ctx context.Context, d rollout.Deployment, exists bool) error {
+	args := []any{d.Name, d.Identity, d.Profile, string(d.KeyType), encodeNames(d.Names), encodeTargets(d.Targets), d.Rules.MaxParallel,
+		d.Rules.MaxFailures, micros(d.Renewal.Before), d.Renewal.Disabled, string(d.Wanted.KeyType), encodeNames(d.Wanted.Names), d.ETag,
+		db.FromTime(d.Created), "", db.FromTime(t.now)}
+	query := `INSERT INTO deployment (` + deploymentColumns + `, checked)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT DO NOTHING`
+	if exists {
+		query = `UPDATE deployment SET (` + deploymentColumns + `, checked) =
+			($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) WHERE name = $1`
+	}
+	ok, err := db.Changed(t.Exec(ctx, query, args...))
+	if err != nil {
+		return fmt.Errorf("storing deployment %s: %w", d.Name, err)
+	}
+	if !ok {
+		return fault.New(fault.Conflict, "ETAG_MISMATCH", "deployment %q was changed by somebody else meanwhile: read it again and decide again", d.Name)
+	}
+	t.deployments[d.Name] = true
+	return nil
+}
+
+// applied does what follows from a change of the deployment.
+func (t *txn) applied(ctx context.Context, d, was rollout.Deployment, exists bool) error {
+	facts := map[string]string{
+		"identity": d.Identity, "profile": d.Profile, "key_type": string(d.Wanted.KeyType), "names": strings.Join(d.Wanted.Names.Strings(), " "),
+		"targets": strconv.Itoa(len(d.Targets)), "max_parallel": strconv.Itoa(d.Rules.MaxParallel), "max_failures": strconv.Itoa(d.Rules.MaxFailures),
+		"change": "created",
+	}
+	if exists {
+		facts["change"] = "changed"
+	}
+	if d.Renewal.Before > 0 {
+		facts["renew_before"] = d.Renewal.Before.String()
+	}
+	if d.Renewal.Disabled {
+		facts["renewal"] = "disabled"
+	}
+	if err := t.emit(ctx, fact{kind: "deployment.applied", subject: "deployments/" + d.Name, facts: facts}, nil); err != nil {
+		return err
+	}
+	if exists && was.Renewal != d.Renewal {
+		if err := t.redecideAll(ctx, `deployment = $1`, d.Name); err != nil {
+			return err
+		}
+	}
+	if err := t.reconcile(ctx, d, "the deployment was applied"); err != nil {
+		return err
+	}
+	if err := t.endPauses(ctx, d.Name); err != nil {
+		return err
+	}
+	return t.start(ctx, d)
+}
+
+// endPauses lets what failed be tried again at once: a changed deployment begins anew.
+func (t *txn) endPauses(ctx context.Context, name string) error {
+	failed, err := t.places(ctx, `deployment = $1 AND state = 'failed'`, name)
+	if err != nil {
+		return err
+	}
+	for _, p := range failed {
+		r, err := t.lock(ctx, p)
+		if err != nil {
+			return err
+		}
+		if r.State != rollout.Failed {
+			continue
+		}
+		r.Failures, r.NextAttempt = 0, t.now
+		if err := t.update(ctx, &r, r.Assignment); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *txn) redecideAll(ctx context.Context, where string, args ...any) error {
+	list, err := t.places(ctx, where+` AND fingerprint <> '' AND state <> 'withdrawn'`, args...)
+	if err != nil {
+		return err
+	}
+	for _, p := range list {
+		if err := t.redecide(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reconcile creates, replans and withdraws assignments as the deployment wants.
+func (t *txn) reconcile(ctx context.Context, d rollout.Deployment, why string) error {
+	current, err := t.assignments(ctx, `deployment = $1 AND state <> 'withdrawn'`, d.Name)
+	if err != nil {
+		return err
+	}
+	c := rollout.Reconcile(d, current)
+	if err := t.lockHosts(ctx, current, c.Create); err != nil {
+		return err
+	}
+	for _, a := range c.Withdraw {
+		if err := t.stepAt(ctx, placeOf(a), step(rollout.Withdraw), why); err != nil {
+			return err
+		}
+	}
+	for _, p := range c.Replan {
+		s := step(rollout.Plan)
+		s.Spec = p.Spec
+		if err := t.stepAt(ctx, placeOf(p.Assignment), s, why); err != nil {
+			return err
+		}
+	}
+	for _, spec := range c.Create {
+		if err := t.create(ctx, d.Name, spec, why); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// lockHosts locks every host that a deployment's changes may touch, in order.
+func (t *txn) lockHosts(ctx context.Context, current []rollout.Assignment, create []rollout.Spec) error {
+	hosts := map[string]bool{}
+	for _, a := range current {
+		hosts[a.Spec.Target.Host] = true
+	}
+	for _, s := range create {
+		hosts[s.Target.Host] = true
+	}
+	for _, h := range slices.Sorted(maps.Keys(hosts)) {
+		if err := t.lockHost(ctx, h); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func placeOf(a rollout.Assignment) place { return place{host: a.Spec.Target.Host, id: a.ID} }
+
+func (t *txn) create(ctx context.Context, deployment string, spec rollout.Spec, why string) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("making an assignment id: %w", err)
+	}
+	r := record{Assignment: rollout.Assignment{
+		ID: id.String(), Deployment: deployment, Spec: spec, Generation: 1, Attempt: 1, State: rollout.Transitions.Initial(), Updated: t.now,
+		Trace: traceOf(ctx),
+	}}
+	if err := t.insert(ctx, &r); err != nil {
+		return err
+	}
+	t.deployments[deployment] = true
+	return t.emitAssignment(ctx, r.Assignment, why)
+}
+
+func (t *txn) stepAt(ctx context.Context, p place, s rollout.Step, why string) error {
+	r, err := t.lock(ctx, p)
+	if err != nil {
+		return err
+	}
+	return t.advance(ctx, &r, s, why)
+}
+
+// roomOnHosts refuses a deployment that would tell one agent more than fits into a message.
+func (t *txn) roomOnHosts(ctx context.Context, d rollout.Deployment) error {
+	perHost := map[string]int{}
+	for _, target := range d.Targets {
+		perHost[target.Host]++
+	}
+	for i, target := range d.Targets {
+		want := perHost[target.Host]
+		if want == 0 {
+			continue
+		}
+		delete(perHost, target.Host)
+		var have int
+		err := t.QueryRow(ctx, `SELECT count(*) FROM assignment WHERE host = $1 AND deployment <> $2 AND state <> 'withdrawn'`, target.Host, d.Name).Scan(&have)
+		if err != nil {
+			return fmt.Errorf("counting the targets on %s: %w", target.Host, err)
+		}
+		if have+want > rollout.MaxPerHost {
+			return fault.Invalid(fmt.Sprintf("deployment.targets[%d].host", i), "host %q would have %d targets over all deployments, at most %d are allowed", target.Host, have+want, rollout.MaxPerHost)
+		}
+	}
+	return nil
+}
+
+// DeleteDeployment withdraws all its assignments and forgets it.
+func (s *Store) DeleteDeployment(ctx context.Context, name, reason string) error {
+	return s.write(ctx, func(ctx context.Context, t *txn) error {
+		d, err := t.lockDeployment(ctx, name)
+		if err != nil {
+			return err
+		}
+		d.Targets = nil
+		why := "the deployment was deleted"
+		if err := t.reconcile(ctx, d, why); err != nil {
+			return err
+		}
+		if _, err := t.Exec(ctx, `DELETE FROM deployment WHERE name = $1`, name); err != nil {
+			return fmt.Errorf("deleting deployment %s: %w", name, err)
+		}
+		t.deployments[name] = true
+		return t.emit(ctx, fact{kind: "deployment.deleted", subject: "deployments/" + name, reason: reason, facts: map[string]string{"identity": d.Identity}}, nil)
+	})
+}
+
+// Renew begins a new generation for a deployment's targets, or those on one host, for an operator. The same request id again
+// begins nothing new. What has no certificate under way yet, because it waits for its turn, is left as it is.
+func (s *Store) Renew(ctx context.Context, name, host, reason, requestID string) ([]rollout.Assignment, error) {
+	var list []rollout.Assignment
+	err := s.write(ctx, func(ctx context.Context, t *txn) error {
+		list = nil
+		d, err := t.lockDeployment(ctx, name)
+		if err != nil {
+			return err
+		}
+		ids, known, err := t.renewalRequest(ctx, name, host, requestID)
+		if err != nil {
+			return err
+		}
+		if !known {
+			if ids, err = t.renewAll(ctx, d, host, reason, requestID); err != nil {
+				return err
+			}
+		}
+		for _, id := range ids {
+			r, err := scanRecord(t.QueryRow(ctx, `SELECT `+assignmentColumns+` FROM assignment WHERE id = $1`, id))
+			if err != nil {
+				return fmt.Errorf("reading assignment %s: %w", id, err)
+			}
+			list = append(list, r.Assignment)
+		}
+		return nil
+	})
+	return list, err
+}
+
+func (t *txn) renewalRequest(ctx context.Context, name, host, requestID string) (ids []string, known bool, err error) {
+	if requestID == "" {
+		return nil, false, nil
+	}
+	var deployment, onHost, list string
+	err = t.QueryRow(ctx, `SELECT deployment, host, assignments FROM renewal_request WHERE id = $1`, requestID).Scan(&deployment, &onHost, &list)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("looking for renewal %s: %w", requestID, err)
+	}
+	if deployment != name || onHost != host {
+		return nil, false, fault.New(fault.Conflict, "REQUEST_ID_REUSED", "request id %q was used to renew deployment %q: choose another", requestID, deployment)
+	}
+	ids, err = decodeStrings(list)
+	return ids, true, err
+}
+
+func (t *txn) renewAll(ctx context.Context, d rollout.Deployment, host, reason, requestID string) ([]string, error) {
+	args := []any{d.Name}
+	where := `deployment = $1 AND state NOT IN ('withdrawn', 'planned')`
+	if host != "" {
+		args = append(args, host)
+		where += ` AND host = $2`
+	}
+	list, err := t.places(ctx, where, args...)
+	if err != nil {
+		return nil, err
+	}
+	why := "renewal asked for"
+	if reason != "" {
+		why += ": " + reason
+	}
+	ids := make([]string, len(list))
+	for i, p := range list {
+		r, err := t.lock(ctx, p)
+		if err != nil {
+			return nil, err
+		}
+		s := step(rollout.Plan)
+		s.Spec = r.Spec
+		if err := t.advance(ctx, &r, s, why); err != nil {
+			return nil, err
+		}
+		ids[i] = p.id
+	}
+	if requestID != "" {
+		_, err := t.Exec(ctx, `INSERT INTO renewal_request (id, deployment, host, assignments, created) VALUES ($1, $2, $3, $4, $5)`,
+			requestID, d.Name, host, encodeStrings(ids), db.FromTime(t.now))
+		if err != nil {
+			return nil, fmt.Errorf("storing renewal %s: %w", requestID, err)
+		}
+	}
+	err = t.emit(ctx, fact{kind: "deployment.renewed", subject: "deployments/" + d.Name, reason: reason,
+		facts: map[string]string{"host": host, "assignments": strconv.Itoa(len(ids))}}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return ids, t.start(ctx, d)
+}
+
+// Start gives the assignments of a deployment whose turn has come to their agents.
+func (s *Store) Start(ctx context.Context, name string) error {
+	return s.write(ctx, func(ctx context.Context, t *txn) error {
+		d, err := t.lockDeployment(ctx, name)
+		if fault.KindOf(err) == fault.NotFound {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return t.start(ctx, d)
+	})
+}
+
+// start must be called with the deployment locked, so that two replicas do not both fill the same places.
+func (t *txn) start(ctx context.Context, d rollout.Deployment) error {
+	all, err := t.assignments(ctx, `deployment = $1 AND state NOT IN ('withdrawn', 'served', 'installed')`, d.Name)
+	if err != nil {
+		return err
+	}
+	there, err := t.there(ctx, all)
+	if err != nil {
+		return err
+	}
+	ready := rollout.Startable(d.Rules, all, func(host string) bool { return there[host] }, t.now)
+	slices.SortFunc(ready, func(a, b rollout.Assignment) int {
+		return cmp.Or(cmp.Compare(a.Spec.Target.Host, b.Spec.Target.Host), cmp.Compare(a.ID, b.ID))
+	})
+	for _, a := range ready {
+		r, err := t.lock(ctx, placeOf(a))
+		if err != nil {
+			return err
+		}
+		if r.State != rollout.Planned {
+			continue // it has moved on since it was read
+		}
+		if err := t.advance(ctx, &r, step(rollout.Assign), "its turn in the rollout"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// there says of which hosts the agent may work and was heard lately.
+func (t *txn) there(ctx context.Context, all []rollout.Assignment) (map[string]bool, error) {
+	hosts := map[string]bool{}
+	var list []string
+	for _, a := range all {
+		if h := a.Spec.Target.Host; !hosts[h] {
+			hosts[h] = true
+			list = append(list, h)
+		}
+	}
+	since := db.FromTime(t.now.Add(-t.s.c.Away))
+	args := []any{since}
+	there, err := t.strings(ctx, `SELECT a.host FROM agent a LEFT JOIN host h ON h.name = a.host LEFT JOIN replica r ON r.id = h.replica
+		WHERE a.state = 'enrolled' AND (a.last_seen >= $1 OR h.stream <> '' AND r.beat >= $1) AND a.host IN `+db.In(&args, list), args...)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]bool, len(there))
+	for _, h := range there {
+		out[h] = true
+	}
+	return out, nil
+}
+
+// Waiting lists deployments that have assignments waiting for their turn, on one host or, with none given, on any.
+func (s *Store) Waiting(ctx context.Context, host string) ([]string, error) {
+	var names []string
+	err := s.read(ctx, func(ctx context.Context, t *txn) (err error) {
+		names, err = t.strings(ctx, `SELECT DISTINCT deployment FROM assignment WHERE state = 'planned' AND ($1 = '' OR host = $1)`, host)
+		return err
+	})
+	return names, err
+}
+
+// Unchecked is a deployment to be compared with its identity and profile. mark notes whether it is still that comparison.
+type Unchecked struct {
+	Deployment rollout.Deployment
+	mark       int64
+}
+
+// Unchecked lists deployments that were not compared with their identity and profile since before.
+func (s *Store) Unchecked(ctx context.Context, before time.Time, limit int) ([]Unchecked, error) {
+	var list []Unchecked
+	err := s.read(ctx, func(ctx context.Context, t *txn) error {
+		names, err := t.strings(ctx, `SELECT name FROM deployment WHERE checked < $1 ORDER BY checked LIMIT $2`, db.FromTime(before), limit)
+		if err != nil {
+			return err
+		}
+		list = nil
+		for _, name := range names {
+			u := Unchecked{}
+			if u.Deployment, err = t.deployment(ctx, name); err != nil {
+				return err
+			}
+			if err := t.QueryRow(ctx, `SELECT checked FROM deployment WHERE name = $1`, name).Scan(&u.mark); err != nil {
+				return err
+			}
+			list = append(list, u)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// Checked notes what a deployment comes to by its identity and profile, as they were at that time. A difference begins a new
+// generation. If the deployment was applied anew or is to be compared again meanwhile, nothing happens.
+func (s *Store) Checked(ctx context.Context, u Unchecked, at time.Time, wanted rollout.Wanted, why string) error {
+	name := u.Deployment.Name
+	return s.write(ctx, func(ctx context.Context, t *txn) error {
+		current, err := db.Changed(t.Exec(ctx, `UPDATE deployment SET checked = $1, wanted_key = $2, wanted_names = $3, problem = ''
+			WHERE name = $4 AND etag = $5 AND checked = $6`,
+			db.FromTime(at), string(wanted.KeyType), encodeNames(wanted.Names), name, u.Deployment.ETag, u.mark))
+		if err != nil {
+			return fmt.Errorf("storing what deployment %s comes to: %w", name, err)
+		}
+		if current && u.Deployment.Problem != "" {
+			t.deployments[name] = true
+		}
+		if !current || wanted.Equal(u.Deployment.Wanted) {
+			return nil
+		}
+		d, err := t.deployment(ctx, name)
+		if err != nil {
+			return err
+		}
+		t.deployments[name] = true
+		if err := t.reconcile(ctx, d, why); err != nil {
+			return err
+		}
+		return t.start(ctx, d)
+	})
+}
+
+// PostponeCheck lets a deployment whose identity or profile cannot be had now, or does not fit, be compared later.
+func (s *Store) PostponeCheck(ctx context.Context, u Unchecked, at time.Time, problem string) error {
+	return s.write(ctx, func(ctx context.Context, t *txn) error {
+		_, err := t.Exec(ctx, `UPDATE deployment SET checked = $1, problem = $2 WHERE name = $3 AND checked = $4`,
+			db.FromTime(at), problem, u.Deployment.Name, u.mark)
+		if err == nil && problem != u.Deployment.Problem {
+			t.deployments[u.Deployment.Name] = true
+		}
+		return err
+	})
+}
+
+// Recheck makes the deployments of an identity or a profile be compared with it again, within an event's transaction.
+func (s *Store) Recheck(ctx context.Context, tx db.Tx, identity, profile string) error {
+	return s.within(ctx, tx, func(ctx context.Context, t *txn) error {
+		// Below zero and new each time, so that a comparison under way does not pass for this one.
+		_, err := t.Exec(ctx, `UPDATE deployment SET checked = $1 WHERE identity = $2 OR profile = $3`, -db.FromTime(t.now), identity, profile)
+		return err
+	})
+}
+
+func (t *txn) strings(ctx context.Context, query string, args ...any) ([]string, error) {
+	rows, err := t.Query(ctx, query, args...)
+	if err != nil {
+		return nil, fmt.Errorf("reading: %w", err)
+	}
+	defer rows.Close()
+	var list []string
+	for rows.Next() {
+		var s string
+		if err := rows.Scan(&s); err != nil {
+			return nil, fmt.Errorf("reading: %w", err)
+		}
+		list = append(list, s)
+	}
+	return list, rows.Err()
+}
