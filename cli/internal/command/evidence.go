@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -442,7 +443,7 @@ func (a *app) verify(ctx context.Context, path, extent string, o auditlog.Option
 	var report auditlog.Report
 	switch {
 	case fi.IsDir():
-		report, err = auditlog.VerifyDir(ctx, path, o)
+		report, err = auditlog.VerifyDir(ctx, logDir(path), o)
 	default:
 		var proof bool
 		if proof, err = a.verifyProof(path, o); proof {
@@ -457,6 +458,16 @@ func (a *app) verify(ctx context.Context, path, extent string, o auditlog.Option
 		return violated(err)
 	}
 	return a.tellReport(report)
+}
+
+// logDir is the log itself when path is the directory that the audit service
+// keeps it in, beside its key.
+func logDir(path string) string {
+	below := filepath.Join(path, "log")
+	if _, err := os.Stat(filepath.Join(below, "checkpoint")); err == nil {
+		return below
+	}
+	return path
 }
 
 func (a *app) tellReport(r auditlog.Report) error {

@@ -23,6 +23,12 @@ import (
 // probeBound is how long finding out what is wrong with a connection may take.
 const probeBound = 3 * time.Second
 
+// A busy server is asked again so often, after what it asks for but at most maxWait.
+const (
+	maxTries = 20
+	maxWait  = 5 * time.Second
+)
+
 // conn is a connection whose errors are explained.
 type conn struct {
 	client  *Client
@@ -32,12 +38,24 @@ type conn struct {
 	err     error
 }
 
-// Invoke is a unary call.
+// Invoke is a unary call. A server that bounds the calls a second is waited
+// for: such a call has not been looked at yet.
 func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	if c.err != nil {
 		return c.err
 	}
-	return c.explain(ctx, c.cc.Invoke(ctx, method, args, reply, opts...))
+	for try := 1; ; try++ {
+		err := c.explain(ctx, c.cc.Invoke(ctx, method, args, reply, opts...))
+		var e *fault.Error
+		if try == maxTries || !errors.As(err, &e) || e.Reason != rpc.ReasonTooManyRequests {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(max(e.RetryAfter, 50*time.Millisecond), maxWait)):
+		}
+	}
 }
 
 // NewStream opens a stream.

@@ -10,7 +10,7 @@ import (
 // Identity is a named machine or service that needs certificates.
 type Identity struct {
 	Owner   string            `yaml:"owner" doc:"Who answers for it: a team or a mail address."`
-	Purpose string            `yaml:"purpose,omitempty" doc:"What it is for."`
+	Purpose string            `yaml:"purpose" doc:"What it is for."`
 	Names   *Names            `yaml:"names" doc:"Names it may have in certificates."`
 	Labels  map[string]string `yaml:"labels,omitempty" doc:"Free labels for filters, at most 32."`
 	Etag    string            `yaml:"etag,omitempty" doc:"Guard against overwriting somebody else's change: refuse unless the stored object has this etag. See get -o json."`
@@ -18,6 +18,9 @@ type Identity struct {
 
 func (i *Identity) check(d config.Document) error {
 	if err := require(d, "owner", i.Owner, "who answers for it"); err != nil {
+		return err
+	}
+	if err := require(d, "purpose", i.Purpose, "what it is for"); err != nil {
 		return err
 	}
 	if i.Names == nil || len(i.Names.DNS)+len(i.Names.IP) == 0 {

@@ -105,7 +105,7 @@ func TestRefusals(t *testing.T) {
 		"both":               {"kind: Authority\nname: a\ninternal: {}\nacme: {directory: https://x}\n", `site.yaml:4: acme: an authority is either internal or acme`},
 		"no directory":       {"kind: Authority\nname: a\nacme:\n  contacts: []\n", `site.yaml:4: acme.directory: missing: the directory URL of the CA`},
 		"no owner":           {"kind: Identity\nname: a\nnames: {dns: [a]}\n", `site.yaml:1: owner: missing: who answers for it`},
-		"no names":           {"kind: Identity\nname: a\nowner: o\nnames: {}\n", `site.yaml:4: names: missing: at least one name under dns or ip`},
+		"no names":           {"kind: Identity\nname: a\nowner: o\npurpose: p\nnames: {}\n", `site.yaml:5: names: missing: at least one name under dns or ip`},
 		"no host":            {"kind: Deployment\nname: a\nidentity: i\nprofile: p\ntargets:\n  - connector: nginx\n  - host: b\n", `site.yaml:6: targets[0].host: missing: the host's name`},
 		"no targets":         {"kind: Deployment\nname: a\nidentity: i\nprofile: p\n", `site.yaml:1: targets: missing: at least one`},
 		"given twice":        {"kind: Identity\nname: a\nowner: o\nowner: p\n", `site.yaml:4: owner: given twice, first on line 3`},
@@ -143,9 +143,9 @@ func TestAllDocumentsAtFaultAreNamed(t *testing.T) {
 }
 
 func TestOrderRefusesTwice(t *testing.T) {
-	objects := parse(t, "kind: Identity\nname: a\nowner: o\nnames: {dns: [a]}\n---\nkind: Identity\nname: a\nowner: o\nnames: {dns: [a]}\n")
+	objects := parse(t, "kind: Identity\nname: a\nowner: o\npurpose: p\nnames: {dns: [a]}\n---\nkind: Identity\nname: a\nowner: o\npurpose: p\nnames: {dns: [a]}\n")
 	err := manifest.Order(objects)
-	if err == nil || err.Error() != "site.yaml:7: name: identity/a is given twice, first in site.yaml:1" {
+	if err == nil || err.Error() != "site.yaml:8: name: identity/a is given twice, first in site.yaml:1" {
 		t.Errorf("got %v", err)
 	}
 }

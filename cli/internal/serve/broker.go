@@ -1,0 +1,84 @@
+package serve
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+
+	"github.com/sallyport-pki/sallyport/services/audit"
+
+	"github.com/sallyport-pki/sallyport/cli/internal/exit"
+)
+
+// brokerReady bounds how long JetStream may take to recover its files.
+const brokerReady = 2 * time.Minute
+
+// broker is the NATS server inside the process: JetStream in files, fsync on
+// every write, no listener.
+type broker struct {
+	server *server.Server
+	conns  []*nats.Conn
+}
+
+func startBroker(ctx context.Context, dir string, log *slog.Logger) (*broker, error) {
+	s, err := server.NewServer(&server.Options{
+		ServerName: "sallyport",
+		DontListen: true,
+		JetStream:  true,
+		StoreDir:   dir,
+		SyncAlways: true,
+		NoSigs:     true,
+	})
+	if err != nil {
+		return nil, exit.Errorf(exit.Data, "opening the event store %s: %w: restore it from the backup; or remove it, and events that no service had taken yet are lost", dir, err)
+	}
+	s.SetLoggerV2(brokerLog{log}, false, false, false)
+	b := &broker{server: s}
+	s.Start()
+	if !s.ReadyForConnections(brokerReady) || !s.JetStreamEnabled() {
+		b.stop()
+		return nil, exit.Errorf(exit.Data, "the event store %s could not be opened (the log says why): restore it from the backup; or remove it, and events that no service had taken yet are lost", dir)
+	}
+	own, err := b.connect("streams")
+	if err == nil {
+		err = audit.EnsureStreams(ctx, own)
+	}
+	if err != nil {
+		b.stop()
+		return nil, surroundings(fmt.Errorf("opening the event store %s: %w", dir, err))
+	}
+	return b, nil
+}
+
+// connect gives a connection of its own to each service.
+func (b *broker) connect(name string) (*nats.Conn, error) {
+	c, err := nats.Connect("", nats.InProcessServer(b.server), nats.Name("sallyport-"+name))
+	if err != nil {
+		return nil, fmt.Errorf("connecting %s to the event broker: %w", name, err)
+	}
+	b.conns = append(b.conns, c)
+	return c, nil
+}
+
+func (b *broker) stop() {
+	for _, c := range b.conns {
+		c.Close()
+	}
+	b.server.Shutdown()
+	b.server.WaitForShutdown()
+}
+
+// brokerLog passes the broker's complaints on; its notices are of no use to an
+// operator of Sallyport.
+type brokerLog struct{ log *slog.Logger }
+
+func (l brokerLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf("nats: "+format, v...)) } //nolint:sloglint // a callback without a context
+func (l brokerLog) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf("nats: "+format, v...)) }  //nolint:sloglint // a callback without a context
+func (l brokerLog) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf("nats: "+format, v...)) } //nolint:sloglint // a callback without a context
+func (l brokerLog) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf("nats: "+format, v...)) } //nolint:sloglint // a callback without a context
+func (l brokerLog) Debugf(string, ...any)           {}
+func (l brokerLog) Tracef(string, ...any)           {}

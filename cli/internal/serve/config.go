@@ -1,0 +1,188 @@
+package serve
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/sallyport-pki/sallyport/internal/boot"
+	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/services/audit"
+	"github.com/sallyport-pki/sallyport/services/inventory"
+
+	"github.com/sallyport-pki/sallyport/cli/internal/datadir"
+)
+
+// DefaultTrustDomain is the name of a trust domain that nobody named.
+const DefaultTrustDomain = "sallyport.local"
+
+// DefaultListen answers on this machine only.
+const DefaultListen = "127.0.0.1:8443"
+
+// Config is the configuration file of "sallyport serve". All of it is read at
+// start only, and everything but data has a default.
+type Config struct {
+	// Data is the directory that holds all state; required, here or by --data. It is made with mode 0700.
+	Data string `yaml:"data"`
+	// Listen is host:port for agents, operators and tools. Default 127.0.0.1:8443: this machine only.
+	Listen string `yaml:"listen"`
+	// TrustDomain names a new installation; it can never be changed. Default sallyport.local.
+	TrustDomain string `yaml:"trust_domain"`
+	// KEK is the file with the key that encrypts CA keys, account keys and the trust domain's root key. Default kek in
+	// data, made at the first start. Kept elsewhere, a stolen data directory is of no use; it must then exist ("{data}/kek" of
+	// a first start, moved away).
+	KEK string `yaml:"kek"`
+	// Operator is the identity that the first start makes.
+	Operator Operator `yaml:"operator"`
+	// Database is for services that name none of their own: driver and dsn. Default SQLite files in data. With PostgreSQL
+	// each service has its own schema in the one database.
+	Database Database `yaml:"database"`
+	// Limits bound what one caller can take.
+	Limits rpc.Limits `yaml:"limits"`
+	// Log says what is logged, to standard error.
+	Log boot.LogConfig `yaml:"log"`
+	// Issuer, Inventory, Deployer and Audit configure the services, as in the files of the separate daemons.
+	Inventory inventory.Config `yaml:"inventory"`
+	Audit     audit.Config     `yaml:"audit"`
+}
+
+// Operator is who the installation's own operator is.
+type Operator struct {
+	// Name in spiffe://<trust domain>/operator/<name>. Default admin.
+	Name string `yaml:"name"`
+	// Lifetime of the credential in data/operator, which is renewed at half of it while serve runs. Default 24h, at least 1h.
+	// After a longer stop the credential is made anew at the start.
+	Lifetime config.Duration `yaml:"lifetime"`
+}
+
+// Database is a database for all services.
+type Database struct {
+	// Driver is sqlite or postgres.
+	Driver string `yaml:"driver"`
+	// DSN is a PostgreSQL connection string or URL. A password in it belongs into a PGPASSFILE or PGPASSWORD instead.
+	DSN string `yaml:"dsn"`
+}
+
+const (
+	sqlite   = "sqlite"
+	postgres = "postgres"
+)
+
+// complete fills in defaults and checks what is between the fields.
+func (c *Config) complete() error {
+	if c.Data == "" {
+		return errors.New("data: missing: give the directory for all state by --data")
+	}
+	abs, err := filepath.Abs(c.Data)
+	if err != nil {
+		return fmt.Errorf("data: %w", err)
+	}
+	c.Data = abs
+	fill(&c.Listen, DefaultListen)
+	fill(&c.KEK, filepath.Join(c.Data, datadir.FileKEK))
+	fill(&c.Operator.Name, "admin")
+	if c.Operator.Lifetime == 0 {
+		c.Operator.Lifetime = config.Duration(24 * time.Hour)
+	}
+	fill(&c.Database.Driver, sqlite)
+	fill(&c.Audit.Directory, filepath.Join(c.Data, datadir.DirAudit))
+	return c.Validate()
+}
+
+// databases gives each service that has none of its own its place.
+func (c *Config) databases() {
+	for name, d := range map[string]struct{ driver, dsn *string }{
+		"inventory": {&c.Inventory.Database.Driver, &c.Inventory.Database.DSN},
+		"audit":     {&c.Audit.Database.Driver, &c.Audit.Database.DSN},
+	} {
+		if *d.driver != "" {
+			continue
+		}
+		*d.driver, *d.dsn = c.Database.Driver, c.Database.DSN
+		if c.Database.Driver == sqlite {
+			*d.dsn = filepath.Join(c.Data, name+".db")
+		}
+	}
+}
+
+func fill(s *string, def string) {
+	if *s == "" {
+		*s = def
+	}
+}
+
+// Validate reports the first field that is wrong. What the services want of
+// theirs they check themselves.
+func (c *Config) Validate() error {
+	if c.Listen != "" {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			return fmt.Errorf("listen: %q: want host:port", c.Listen)
+		}
+	}
+	if c.TrustDomain != "" {
+		td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+		if err != nil || td.Name() != c.TrustDomain {
+			return fmt.Errorf("trust_domain: %q: want a name such as sallyport.example.com: lower-case letters, digits, dots, dashes", c.TrustDomain)
+		}
+	}
+	if c.Operator.Name != "" {
+		if _, err := identity.OperatorID(spiffeid.RequireTrustDomainFromString(DefaultTrustDomain), c.Operator.Name); err != nil {
+			return fmt.Errorf("operator.name: %w", err)
+		}
+	}
+	if l := c.Operator.Lifetime.Std(); l != 0 && l < time.Hour {
+		return fmt.Errorf("operator.lifetime: %s: must be at least 1h", c.Operator.Lifetime)
+	}
+	switch c.Database.Driver {
+	case "", sqlite:
+		if c.Database.DSN != "" {
+			return errors.New("database.dsn: SQLite files lie in the data directory: leave it out, or say driver: postgres")
+		}
+	case postgres:
+		if c.Database.DSN == "" {
+			return errors.New("database.dsn: missing: a PostgreSQL connection string")
+		}
+	default:
+		return fmt.Errorf("database.driver: %q: want sqlite or postgres", c.Database.Driver)
+	}
+	if err := c.Limits.Validate(); err != nil {
+		return err
+	}
+	if err := c.Log.Validate(); err != nil {
+		return fmt.Errorf("log: %w", err)
+	}
+	return nil
+}
+
+// LogValue shows what is in effect. A connection string may hold a password
+// against all advice, so only its beginning is shown.
+func (c *Config) LogValue() slog.Value {
+	shown := *c
+	for _, dsn := range []*string{&shown.Database.DSN, &shown.Inventory.Database.DSN, &shown.Audit.Database.DSN} {
+		*dsn = redact(*dsn)
+	}
+	return slog.GroupValue(
+		slog.String("data", shown.Data), slog.String("listen", shown.Listen), slog.String("kek", shown.KEK),
+		slog.Any("operator", shown.Operator), slog.Any("database", shown.Database), slog.Any("limits", shown.Limits),
+		slog.Any("inventory", shown.Inventory), slog.Any("audit", shown.Audit),
+	)
+}
+
+// redact keeps file names and hides all of a connection string but its scheme.
+func redact(dsn string) string {
+	if dsn == "" || filepath.IsAbs(dsn) {
+		return dsn
+	}
+	if scheme, _, ok := strings.Cut(dsn, "://"); ok {
+		return scheme + "://..."
+	}
+	return "..."
+}

@@ -1,0 +1,142 @@
+package serve
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+
+	"github.com/nats-io/nats.go"
+	"google.golang.org/grpc"
+
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/services/audit"
+	"github.com/sallyport-pki/sallyport/services/inventory"
+
+	"github.com/sallyport-pki/sallyport/cli/internal/exit"
+)
+
+// openServices makes the four services. Each has an identity and a connection
+// to the broker of its own, and calls the others as it would over a network.
+func (s *site) openServices(ctx context.Context) error {
+	s.sources = map[string]identity.Source{}
+	for _, role := range identity.Services {
+		src, err := s.source(role)
+		if err != nil {
+			return err
+		}
+		s.sources[string(role)] = src
+	}
+	for _, one := range []struct {
+		role identity.Role
+		make func(context.Context, parts) (service, error)
+	}{
+		{identity.RoleInventory, s.newInventory},
+		{identity.RoleAudit, s.newAudit},
+	} {
+		name := string(one.role)
+		broker, err := s.broker.connect(name)
+		if err != nil {
+			return err
+		}
+		made, err := one.make(ctx, parts{source: s.sources[name], nats: broker})
+		if err != nil {
+			return surroundings(fmt.Errorf("starting the %s: %w", name, err))
+		}
+		s.services = append(s.services, running{name, made})
+		s.onClose(made.Close)
+	}
+	return nil
+}
+
+// parts are a service's own.
+type parts struct {
+	source identity.Source
+	nats   *nats.Conn
+}
+
+func (s *site) newInventory(ctx context.Context, p parts) (service, error) {
+	return inventory.New(ctx, s.cfg.Inventory, inventory.Deps{Source: p.source, NATS: p.nats, Log: s.log, Now: s.env.Now})
+}
+
+func (s *site) newAudit(ctx context.Context, p parts) (service, error) {
+	return audit.New(ctx, s.cfg.Audit, audit.Deps{Source: p.source, NATS: p.nats, Log: s.log, Now: s.env.Now})
+}
+
+// peer connects one service to another, by the port that all share.
+func (s *site) peer(p parts, role identity.Role) (*grpc.ClientConn, error) {
+	conn, err := rpc.Dial(rpc.ClientConfig{Address: s.address, Service: string(role), Source: p.source, Now: s.env.Now})
+	if err != nil {
+		return nil, err
+	}
+	s.onClose(conn.Close)
+	return conn, nil
+}
+
+// methods joins the services' tables of who may call what, and says which
+// service owns which API.
+func methods() (table map[string][]identity.Role, owner map[string]identity.Role) {
+	table, owner = map[string][]identity.Role{}, map[string]identity.Role{}
+	for role, of := range map[identity.Role]map[string][]identity.Role{
+		identity.RoleInventory: inventory.Methods(), identity.RoleAudit: audit.Methods(),
+	} {
+		for method, roles := range of {
+			table[method] = roles
+			owner[strings.Split(method, "/")[1]] = role
+		}
+	}
+	return table, owner
+}
+
+func (s *site) openServer(context.Context) error {
+	table, owner := methods()
+	byName := map[identity.Role]service{}
+	for _, r := range s.services {
+		byName[identity.Role(r.name)] = r.service
+	}
+	server, err := rpc.NewServer(rpc.ServerConfig{
+		Sources: s.sources,
+		Default: string(identity.RoleDeployer),
+		Methods: table,
+		OnDenied: func(ctx context.Context, d rpc.Denial) {
+			role, ok := owner[d.Service]
+			if !ok { // health and reflection belong to the server, which the deployer answers for
+				role = identity.RoleDeployer
+			}
+			byName[role].OnDenied(ctx, d)
+		},
+		Limits: s.cfg.Limits,
+		Log:    s.log,
+		Now:    s.env.Now,
+	})
+	if err != nil {
+		return exit.With(exit.Usage, err)
+	}
+	for _, r := range s.services {
+		r.Register(server.Registrar())
+	}
+	s.server = server
+	return nil
+}
+
+// surroundings gives what a service could not start with, or go on with, its
+// exit code.
+func surroundings(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || strings.Contains(err.Error(), "disk full") {
+		return exit.With(exit.Space, err)
+	}
+	var e *fault.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	switch e.Kind {
+	case fault.InvalidArgument:
+		return exit.With(exit.Usage, err)
+	case fault.Precondition, fault.Permanent:
+		return exit.With(exit.Data, err)
+	}
+	return err
+}
