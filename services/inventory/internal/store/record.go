@@ -29,7 +29,7 @@ func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) er
 	}
 	// One request ends in one certificate; should two ever claim the same, the first counts.
 	_, err := tx.Exec(ctx, `UPDATE certificate SET issued = $1, identity = $2, authority = $3, profile = $4, request = $5, replaces = $6
-		WHERE fingerprint = $7 AND (issued = 0 OR issued > $1 OR (issued = $1 AND request > $5))`,
+		WHERE fingerprint = $7 AND (issued = 0 OR (issued, request, identity, authority, profile, replaces) > ($1, $5, $2, $3, $4, $6))`,
 		told, i.Identity, i.Authority, i.Profile, i.Request, i.Replaces, leaf)
 	if err != nil {
 		return err
