@@ -11,7 +11,9 @@ require (
 	github.com/sallyport-pki/sallyport/gen v0.0.0
 	github.com/sallyport-pki/sallyport/internal v0.0.0
 	github.com/sallyport-pki/sallyport/services/audit v0.0.0
+	github.com/sallyport-pki/sallyport/services/deployer v0.0.0
 	github.com/sallyport-pki/sallyport/services/inventory v0.0.0
+	github.com/sallyport-pki/sallyport/services/issuer v0.0.0
 	github.com/spf13/cobra v1.10.2
 	github.com/spf13/pflag v1.0.9
 	github.com/spiffe/go-spiffe/v2 v2.9.0
@@ -31,6 +33,7 @@ require (
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/dustin/go-humanize v1.1.0 // indirect
+	github.com/go-acme/lego/v4 v4.35.2 // indirect
 	github.com/go-jose/go-jose/v4 v4.1.5 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
@@ -92,3 +95,7 @@ replace github.com/sallyport-pki/sallyport/services/inventory => ../services/inv
 replace github.com/sallyport-pki/sallyport/services/internal => ../services/internal
 
 replace github.com/google/pprof => github.com/google/pprof v0.0.0-20250317173921-a4b03ec1a45e
+
+replace github.com/sallyport-pki/sallyport/services/issuer => ../services/issuer
+
+replace github.com/sallyport-pki/sallyport/services/deployer => ../services/deployer

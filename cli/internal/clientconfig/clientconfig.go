@@ -15,11 +15,12 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/google/renameio/v2"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+
+	"github.com/sallyport-pki/sallyport/cli/internal/atomicfile"
 )
 
 // EnvFile names the environment variable that says where the file is.
@@ -162,7 +163,7 @@ func (f *File) Save(path string) error {
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target // a link stays one
 	}
-	if err := renameio.WriteFile(path, b, 0o600, renameio.IgnoreUmask()); err != nil {
+	if err := atomicfile.Write(path, b, 0o600); err != nil {
 		return fmt.Errorf("writing contexts: %w", err)
 	}
 	return nil

@@ -14,12 +14,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
 
+	"github.com/sallyport-pki/sallyport/cli/internal/atomicfile"
 	"github.com/sallyport-pki/sallyport/cli/internal/connect"
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
 	"github.com/sallyport-pki/sallyport/cli/internal/output"
@@ -228,7 +228,7 @@ func (a *app) export(ctx context.Context, c *connect.Client, out string, from, t
 		_, _, err := a.exportLines(ctx, c, a.env.Out, from, to)
 		return err
 	}
-	f, err := renameio.NewPendingFile(out, renameio.WithPermissions(0o640))
+	f, err := atomicfile.Create(out, 0o640)
 	if err != nil {
 		return full(fmt.Errorf("writing %s: %w", out, err))
 	}
@@ -245,7 +245,7 @@ func (a *app) export(ctx context.Context, c *connect.Client, out string, from, t
 	if err != nil {
 		return err
 	}
-	if err := f.CloseAtomicallyReplace(); err != nil {
+	if err := atomicfile.Commit(f, out); err != nil {
 		return full(fmt.Errorf("writing %s: %w", out, err))
 	}
 	if err := writeFile(out+extentSuffix, b); err != nil {
@@ -345,7 +345,7 @@ func full(err error) error {
 }
 
 func writeFile(path string, b []byte) error {
-	if err := renameio.WriteFile(path, b, 0o640); err != nil {
+	if err := atomicfile.Write(path, b, 0o640); err != nil {
 		return full(fmt.Errorf("writing %s: %w", path, err))
 	}
 	return nil

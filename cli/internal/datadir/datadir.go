@@ -17,8 +17,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
-
+	"github.com/sallyport-pki/sallyport/cli/internal/atomicfile"
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
 	"github.com/sallyport-pki/sallyport/cli/internal/trust"
 )
@@ -206,7 +205,7 @@ func (d *Dir) writeMarker() error {
 	if err != nil {
 		return err
 	}
-	return trust.Disk(renameio.WriteFile(d.Join(FileMarker), append(b, '\n'), 0o600))
+	return trust.Disk(atomicfile.Write(d.Join(FileMarker), append(b, '\n'), 0o600))
 }
 
 // checkClock refuses a clock that stands before the latest time noted.
@@ -237,7 +236,7 @@ func (d *Dir) checkClock() error {
 // next start. It is to be called now and then, and at the end.
 func (d *Dir) NoteClock() error {
 	b := d.now().UTC().AppendFormat(nil, time.RFC3339)
-	return trust.Disk(renameio.WriteFile(d.Join(FileClock), append(b, '\n'), 0o600))
+	return trust.Disk(atomicfile.Write(d.Join(FileClock), append(b, '\n'), 0o600))
 }
 
 // CheckSpace refuses to go on when the disk is nearly full.

@@ -75,10 +75,17 @@ func block(n *yaml.Node) {
 	if len(n.Content) > 0 {
 		n.Style &^= yaml.FlowStyle
 	}
-	if n.Kind == yaml.ScalarNode && n.Tag == "!!str" {
-		n.Style = 0 // the encoder quotes again where it must
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!str" && plain(n.Value) {
+		n.Style = 0
 	}
 	for _, c := range n.Content {
 		block(c)
 	}
+}
+
+// plain says whether the text needs no quotes, as the encoder sees it: it
+// quotes "yes", which older readers of YAML would take for true.
+func plain(s string) bool {
+	b, err := yaml.Marshal(s)
+	return err == nil && string(b) == s+"\n"
 }

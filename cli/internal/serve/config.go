@@ -16,7 +16,9 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/services/audit"
+	"github.com/sallyport-pki/sallyport/services/deployer"
 	"github.com/sallyport-pki/sallyport/services/inventory"
+	"github.com/sallyport-pki/sallyport/services/issuer"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/datadir"
 )
@@ -50,7 +52,9 @@ type Config struct {
 	// Log says what is logged, to standard error.
 	Log boot.LogConfig `yaml:"log"`
 	// Issuer, Inventory, Deployer and Audit configure the services, as in the files of the separate daemons.
+	Issuer    issuer.Config    `yaml:"issuer"`
 	Inventory inventory.Config `yaml:"inventory"`
+	Deployer  deployer.Config  `yaml:"deployer"`
 	Audit     audit.Config     `yaml:"audit"`
 }
 
@@ -94,13 +98,17 @@ func (c *Config) complete() error {
 	}
 	fill(&c.Database.Driver, sqlite)
 	fill(&c.Audit.Directory, filepath.Join(c.Data, datadir.DirAudit))
+	fill(&c.Issuer.KeyEncryptionKey, c.KEK)
+	fill(&c.Issuer.SecretsDir, filepath.Join(c.Data, datadir.DirSecrets))
 	return c.Validate()
 }
 
 // databases gives each service that has none of its own its place.
 func (c *Config) databases() {
 	for name, d := range map[string]struct{ driver, dsn *string }{
+		"issuer":    {&c.Issuer.Database.Driver, &c.Issuer.Database.DSN},
 		"inventory": {&c.Inventory.Database.Driver, &c.Inventory.Database.DSN},
+		"deployer":  {&c.Deployer.Database.Driver, &c.Deployer.Database.DSN},
 		"audit":     {&c.Audit.Database.Driver, &c.Audit.Database.DSN},
 	} {
 		if *d.driver != "" {
@@ -166,13 +174,13 @@ func (c *Config) Validate() error {
 // against all advice, so only its beginning is shown.
 func (c *Config) LogValue() slog.Value {
 	shown := *c
-	for _, dsn := range []*string{&shown.Database.DSN, &shown.Inventory.Database.DSN, &shown.Audit.Database.DSN} {
+	for _, dsn := range []*string{&shown.Database.DSN, &shown.Issuer.Database.DSN, &shown.Inventory.Database.DSN, &shown.Deployer.Database.DSN, &shown.Audit.Database.DSN} {
 		*dsn = redact(*dsn)
 	}
 	return slog.GroupValue(
 		slog.String("data", shown.Data), slog.String("listen", shown.Listen), slog.String("kek", shown.KEK),
 		slog.Any("operator", shown.Operator), slog.Any("database", shown.Database), slog.Any("limits", shown.Limits),
-		slog.Any("inventory", shown.Inventory), slog.Any("audit", shown.Audit),
+		slog.Any("issuer", shown.Issuer), slog.Any("inventory", shown.Inventory), slog.Any("deployer", shown.Deployer), slog.Any("audit", shown.Audit),
 	)
 }
 

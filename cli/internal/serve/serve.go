@@ -89,6 +89,7 @@ type site struct {
 	broker   *broker
 	sources  map[string]identity.Source
 	services []running
+	deny     func(identity.Caller) error
 	server   *rpc.Server
 	closers  []func() error
 }

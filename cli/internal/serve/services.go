@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 
@@ -14,9 +15,12 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/services/audit"
+	"github.com/sallyport-pki/sallyport/services/deployer"
 	"github.com/sallyport-pki/sallyport/services/inventory"
+	"github.com/sallyport-pki/sallyport/services/issuer"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
+	"github.com/sallyport-pki/sallyport/cli/internal/trust"
 )
 
 // openServices makes the four services. Each has an identity and a connection
@@ -35,6 +39,8 @@ func (s *site) openServices(ctx context.Context) error {
 		make func(context.Context, parts) (service, error)
 	}{
 		{identity.RoleInventory, s.newInventory},
+		{identity.RoleIssuer, s.newIssuer},
+		{identity.RoleDeployer, s.newDeployer},
 		{identity.RoleAudit, s.newAudit},
 	} {
 		name := string(one.role)
@@ -62,6 +68,36 @@ func (s *site) newInventory(ctx context.Context, p parts) (service, error) {
 	return inventory.New(ctx, s.cfg.Inventory, inventory.Deps{Source: p.source, NATS: p.nats, Log: s.log, Now: s.env.Now})
 }
 
+func (s *site) newIssuer(ctx context.Context, p parts) (service, error) {
+	inventory, err := s.peer(p, identity.RoleInventory)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(s.cfg.Issuer.SecretsDir, 0o700); err != nil {
+		return nil, trust.Disk(err)
+	}
+	return issuer.New(ctx, s.cfg.Issuer, issuer.Deps{Source: p.source, NATS: p.nats, Inventory: inventory, Log: s.log, Now: s.env.Now})
+}
+
+func (s *site) newDeployer(ctx context.Context, p parts) (service, error) {
+	inventory, err := s.peer(p, identity.RoleInventory)
+	if err != nil {
+		return nil, err
+	}
+	issuer, err := s.peer(p, identity.RoleIssuer)
+	if err != nil {
+		return nil, err
+	}
+	made, err := deployer.New(ctx, s.cfg.Deployer, deployer.Deps{
+		Source: p.source, NATS: p.nats, AgentCA: s.ca, Issuer: issuer, Inventory: inventory, Log: s.log, Now: s.env.Now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.deny = made.Deny
+	return made, nil
+}
+
 func (s *site) newAudit(ctx context.Context, p parts) (service, error) {
 	return audit.New(ctx, s.cfg.Audit, audit.Deps{Source: p.source, NATS: p.nats, Log: s.log, Now: s.env.Now})
 }
@@ -81,7 +117,8 @@ func (s *site) peer(p parts, role identity.Role) (*grpc.ClientConn, error) {
 func methods() (table map[string][]identity.Role, owner map[string]identity.Role) {
 	table, owner = map[string][]identity.Role{}, map[string]identity.Role{}
 	for role, of := range map[identity.Role]map[string][]identity.Role{
-		identity.RoleInventory: inventory.Methods(), identity.RoleAudit: audit.Methods(),
+		identity.RoleInventory: inventory.Methods(), identity.RoleIssuer: issuer.Methods(),
+		identity.RoleDeployer: deployer.Methods(), identity.RoleAudit: audit.Methods(),
 	} {
 		for method, roles := range of {
 			table[method] = roles
@@ -108,6 +145,7 @@ func (s *site) openServer(context.Context) error {
 			}
 			byName[role].OnDenied(ctx, d)
 		},
+		Deny:   s.deny,
 		Limits: s.cfg.Limits,
 		Log:    s.log,
 		Now:    s.env.Now,

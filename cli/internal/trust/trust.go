@@ -18,12 +18,12 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 
+	"github.com/sallyport-pki/sallyport/cli/internal/atomicfile"
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
 )
 
@@ -120,7 +120,7 @@ func WriteIdentity(dir string, ca *identity.Authority, id spiffeid.ID, ttl time.
 		{identity.FileKey, keyPEM, 0o600},
 		{identity.FileSVID, pki.EncodeChainPEM(chain), 0o644},
 	} {
-		if err := renameio.WriteFile(filepath.Join(dir, f.name), f.data, f.mode, renameio.IgnoreUmask()); err != nil {
+		if err := atomicfile.Write(filepath.Join(dir, f.name), f.data, f.mode); err != nil {
 			return nil, Disk(fmt.Errorf("writing an identity: %w", err))
 		}
 	}
@@ -132,7 +132,7 @@ func writeNew(path string, data []byte, mode fs.FileMode) error {
 	if _, err := os.Lstat(path); err == nil {
 		return exit.Errorf(exit.Data, "%s exists already and is not replaced", path)
 	}
-	if err := renameio.WriteFile(path, data, mode, renameio.IgnoreUmask()); err != nil {
+	if err := atomicfile.Write(path, data, mode); err != nil {
 		return Disk(fmt.Errorf("writing %s: %w", path, err))
 	}
 	return nil
