@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
+	"errors"
 	"runtime"
 	"slices"
 	"sync"
@@ -23,7 +25,7 @@ type block struct {
 	earliest, latest time.Time
 	malformed        *Violation // the first record that is none
 	suspect          *uint64    // the first position at which entry and tile differ
-	noTile           error      // why the leaf tile could not be read
+	damage           error      // a file that is not as it should be, though the records may be
 	// short says that the block ends before it should, and why.
 	short error
 	err   error // the check could not be done
@@ -122,12 +124,12 @@ type pass struct {
 	earliest, latest time.Time
 	malformed        *Violation
 	suspect          *uint64
-	noTile           error
+	damage           error
 }
 
 // identified is an event id and where it was; 24 bytes a record are what uniqueness costs.
 type identified struct {
-	id [16]byte // half of the id's SHA-256: enough, since equal ids always meet
+	id [2]uint64 // half of the id's SHA-256: equal ids always meet, and no others will
 	at uint64
 }
 
@@ -148,7 +150,7 @@ func (p *pass) add(b block) {
 		p.tree.add(leaf, 0)
 	}
 	for i, id := range b.ids {
-		p.ids = append(p.ids, identified{[16]byte(id[:16]), b.idsAt[i]})
+		p.ids = append(p.ids, identified{[2]uint64{binary.BigEndian.Uint64(id[:]), binary.BigEndian.Uint64(id[8:])}, b.idsAt[i]})
 	}
 	if p.earliest.IsZero() || !b.earliest.IsZero() && b.earliest.Before(p.earliest) {
 		p.earliest = b.earliest
@@ -162,8 +164,8 @@ func (p *pass) add(b block) {
 	if p.suspect == nil {
 		p.suspect = b.suspect
 	}
-	if p.noTile == nil {
-		p.noTile = b.noTile
+	if p.damage == nil {
+		p.damage = b.damage
 	}
 	if p.o.Progress != nil {
 		p.o.Progress(p.tree.size-p.start, p.end-p.start)
@@ -200,7 +202,10 @@ func rootOf(nodes []Hash) Hash {
 // duplicate finds the first record whose event has one already.
 func (p *pass) duplicate() *Violation {
 	slices.SortFunc(p.ids, func(a, b identified) int {
-		return cmp.Or(slices.Compare(a.id[:], b.id[:]), cmp.Compare(a.at, b.at))
+		if a.id[0] != b.id[0] {
+			return cmp.Compare(a.id[0], b.id[0])
+		}
+		return cmp.Or(cmp.Compare(a.id[1], b.id[1]), cmp.Compare(a.at, b.at))
 	})
 	var first, again *identified
 	for i := 1; i < len(p.ids); i++ {
@@ -238,7 +243,8 @@ func heads(signed []byte, o Options) (checkpoint Checkpoint, older *Checkpoint, 
 	}
 	c, err := ParseCheckpoint(o.Older, key)
 	if err != nil {
-		if v, ok := err.(*Violation); ok {
+		var v *Violation
+		if errors.As(err, &v) {
 			v.Detail = "the older checkpoint: " + v.Detail
 		}
 		return checkpoint, nil, err

@@ -168,31 +168,46 @@ func (s *scanner) str() ([]byte, error) {
 	if err := s.expect('"'); err != nil {
 		return nil, err
 	}
-	start, ascii := s.at, true
-	for s.at < len(s.data) {
-		switch c := s.data[s.at]; {
+	data, start, ascii := s.data, s.at, true
+	for i := start; i < len(data); {
+		c := data[i]
+		if ordinary[c] {
+			i++
+			continue
+		}
+		s.at = i
+		switch {
 		case c == '"':
-			raw := s.data[start:s.at]
+			raw := data[start:i]
 			if !ascii && !utf8.Valid(raw) {
 				return nil, s.errorf("string is not UTF-8")
 			}
 			s.at++
 			return raw, nil
 		case c == '\\':
-			n := escapeLength(s.data[s.at:])
+			n := escapeLength(data[i:])
 			if n == 0 {
 				return nil, s.errorf("escape is not canonical")
 			}
-			s.at += n
+			i += n
 		case c < 0x20:
 			return nil, s.errorf("control character %#02x in a string", c)
 		default:
-			ascii = ascii && c < utf8.RuneSelf
-			s.at++
+			ascii = false
+			i++
 		}
 	}
+	s.at = len(data)
 	return nil, s.errorf("string does not end")
 }
+
+// ordinary are the bytes that mean themselves in a string and are ASCII.
+var ordinary = func() (t [256]bool) {
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		t[c] = c != '"' && c != '\\'
+	}
+	return t
+}()
 
 // shortEscapes are the two-character escapes of RFC 8785 section 3.2.2.2: letter and meaning.
 const shortEscapes = "\"\"\\\\b\bf\fn\nr\rt\t"

@@ -1,6 +1,7 @@
 package auditlog
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -9,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 )
 
 // Paths of a log directory (c2sp.org/tlog-tiles).
@@ -37,16 +39,25 @@ type directory struct {
 	size uint64 // records to read
 }
 
-// read reads the tile or bundle n of which want nodes or entries are needed. A partial one may have been replaced by the full
-// one in the meantime.
-func (d *directory) read(level string, n uint64, want, limit int) ([]byte, error) {
+// What can be wrong with a file's contents; other errors say that it cannot be read.
+var (
+	errTooLarge = errors.New("larger than such a file can be")
+	errEnds     = errors.New("ends too early")
+	errCut      = errors.New("an entry is cut off")
+	errMore     = errors.New("has more than belongs there")
+)
+
+// read reads the tile or bundle n of which want nodes or entries are needed. Instead of a partial one the full one may be there;
+// exact says that it is not.
+func (d *directory) read(level string, n uint64, want, limit int) (data []byte, exact bool, err error) {
 	if want < width {
 		data, err := d.readFile(tilePath(level, n, want), limit)
 		if !errors.Is(err, fs.ErrNotExist) {
-			return data, err
+			return data, true, err
 		}
 	}
-	return d.readFile(tilePath(level, n, 0), limit)
+	data, err = d.readFile(tilePath(level, n, 0), limit)
+	return data, want == width, err
 }
 
 func (d *directory) readFile(path string, limit int) ([]byte, error) {
@@ -60,37 +71,43 @@ func (d *directory) readFile(path string, limit int) ([]byte, error) {
 		return nil, err
 	}
 	if info.Size() > int64(limit) {
-		return nil, fmt.Errorf("%s has %d bytes, at most %d are possible", path, info.Size(), limit)
+		return nil, fmt.Errorf("%s: %w", path, errTooLarge)
 	}
 	data := make([]byte, info.Size())
 	_, err = io.ReadFull(f, data)
 	return data, err
 }
 
-// splitBundle gives up to want entries of a bundle. With an error it gives the entries before it.
-func splitBundle(data []byte, want int) ([][]byte, error) {
+// splitBundle gives up to want entries of a bundle. With an error it gives the entries before it; errMore comes with all.
+func splitBundle(data []byte, want int, exact bool) ([][]byte, error) {
 	entries := make([][]byte, 0, want)
 	for len(data) > 0 && len(entries) < want {
 		if len(data) < 2 {
-			return entries, errors.New("the entry's length is cut off")
+			return entries, errCut
 		}
 		n := int(binary.BigEndian.Uint16(data))
 		data = data[2:]
 		if n > len(data) {
-			return entries, fmt.Errorf("the entry should have %d bytes, %d are there", n, len(data))
+			return entries, errCut
 		}
 		entries, data = append(entries, data[:n:n]), data[n:]
 	}
-	if len(entries) < want {
-		return entries, errors.New("the entries end")
+	switch {
+	case len(entries) < want:
+		return entries, errEnds
+	case exact && len(data) > 0:
+		return entries, errMore
 	}
 	return entries, nil
 }
 
 // splitTile gives want hashes of a tile.
-func splitTile(data []byte, want int) ([]Hash, error) {
-	if len(data)%len(Hash{}) != 0 || len(data) < want*len(Hash{}) {
-		return nil, fmt.Errorf("tile of %d bytes should have %d hashes", len(data), want)
+func splitTile(data []byte, want int, exact bool) ([]Hash, error) {
+	switch size := want * len(Hash{}); {
+	case len(data) < size:
+		return nil, errEnds
+	case exact && len(data) > size:
+		return nil, errMore
 	}
 	nodes := make([]Hash, want)
 	for i := range nodes {
@@ -104,21 +121,42 @@ func expected(n, total uint64) int { return int(min(width, total-n*width)) }
 
 func (d *directory) tile(level int, n, total uint64) ([]Hash, error) {
 	want := expected(n, total)
-	data, err := d.read(fmt.Sprint(level), n, want, maxTile)
+	data, exact, err := d.read(fmt.Sprint(level), n, want, maxTile)
 	if err != nil {
 		return nil, err
 	}
-	return splitTile(data, want)
+	return splitTile(data, want, exact)
 }
 
 // entries reads bundle n. fs.ErrNotExist says that there is none.
 func (d *directory) entries(n uint64) ([][]byte, error) {
 	want := expected(n, d.size)
-	data, err := d.read("entries", n, want, maxBundle)
+	data, exact, err := d.read("entries", n, want, maxBundle)
+	if errors.Is(err, fs.ErrNotExist) {
+		data, err = d.remains(n)
+	}
 	if err != nil {
 		return nil, err
 	}
-	return splitBundle(data, want)
+	return splitBundle(data, want, exact)
+}
+
+// remains reads the largest partial bundle there is where a larger one should be.
+func (d *directory) remains(n uint64) ([]byte, error) {
+	files, err := fs.ReadDir(d.root.FS(), tilePath("entries", n, 0)+".p")
+	if err != nil {
+		return nil, fs.ErrNotExist
+	}
+	largest := 0
+	for _, f := range files {
+		if w, err := strconv.Atoi(f.Name()); err == nil && w < width {
+			largest = max(largest, w)
+		}
+	}
+	if largest == 0 {
+		return nil, fs.ErrNotExist
+	}
+	return d.readFile(tilePath("entries", n, largest), maxBundle)
 }
 
 func (d *directory) bundles() uint64 { return (d.size + width - 1) / width }
@@ -127,11 +165,19 @@ func (d *directory) bundles() uint64 { return (d.size + width - 1) / width }
 func (d *directory) block(n uint64) block {
 	b := block{first: n * width}
 	entries, err := d.entries(n)
-	b.short = err
+	switch {
+	case errors.Is(err, errMore):
+		b.damage = fmt.Errorf("entry bundle %d: %w", n, err)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errEnds), errors.Is(err, errCut), errors.Is(err, errTooLarge):
+		b.short = err
+	case err != nil:
+		b.err = fmt.Errorf("reading entry bundle %d: %w", n, err)
+		return b
+	}
 	b.examine(entries)
 	nodes, err := d.tile(0, n, d.size)
 	if err != nil {
-		b.noTile = fmt.Errorf("tile 0/%d: %w", n, err)
+		b.damage = fmt.Errorf("tile 0/%d: %w", n, err)
 		return b
 	}
 	for i, leaf := range b.leaves {
@@ -156,6 +202,8 @@ func VerifyDir(ctx context.Context, dir string, o Options) (Report, error) {
 	signed, err := d.readFile(checkpointPath, maxCheckpoint)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Report{}, violation(Damaged, "no checkpoint in %s: is it a log directory?", dir)
+	} else if errors.Is(err, errTooLarge) {
+		return Report{}, violation(Damaged, "%v", err)
 	} else if err != nil {
 		return Report{}, fmt.Errorf("reading the checkpoint: %w", err)
 	}
@@ -167,6 +215,7 @@ func VerifyDir(ctx context.Context, dir string, o Options) (Report, error) {
 	p := &pass{o: o, checkpoint: checkpoint, older: older, end: checkpoint.Size}
 	upper := &upperTiles{dir: d}
 	var short *block
+	var failed error
 	n := uint64(0)
 	err = inOrder(ctx, func() func() block {
 		if n == d.bundles() {
@@ -176,6 +225,10 @@ func VerifyDir(ctx context.Context, dir string, o Options) (Report, error) {
 		n++
 		return func() block { return d.block(bundle) }
 	}, func(b block) bool {
+		if b.err != nil {
+			failed = b.err
+			return false
+		}
 		p.add(b)
 		if b.short != nil {
 			short = &b
@@ -186,7 +239,7 @@ func VerifyDir(ctx context.Context, dir string, o Options) (Report, error) {
 		}
 		return true
 	})
-	if err != nil {
+	if err = errors.Join(err, failed); err != nil {
 		return Report{}, err
 	}
 	p.finish()
@@ -222,10 +275,8 @@ func (d *directory) judge(p *pass, upper *upperTiles) error {
 		return violationAt(Damaged, *p.suspect, "the records are what was signed, but their hash in tile 0/%d is wrong: copy the directory again", *p.suspect/width)
 	case upper.suspect != nil:
 		return violationAt(Damaged, *upper.suspect, "the records are what was signed, but their hash in a tile above is wrong: copy the directory again")
-	case p.noTile != nil:
-		return violation(Damaged, "the records are what was signed, but a tile is not there: %v", p.noTile)
-	case upper.noTile != nil:
-		return violation(Damaged, "the records are what was signed, but a tile is not there: %v", upper.noTile)
+	case p.damage != nil || upper.damage != nil:
+		return violation(Damaged, "the records are what was signed, but a file is not as it should be: %v", cmp.Or(p.damage, upper.damage))
 	}
 	return nil
 }
@@ -247,19 +298,16 @@ func forked(p *pass) *Violation {
 
 // incomplete says what it means that the entries end in block b.
 func (d *directory) incomplete(p *pass, b *block) error {
-	at := b.first + uint64(len(b.leaves))
-	if p.suspect != nil {
+	n, at := b.first/width, b.first+uint64(len(b.leaves))
+	switch {
+	case p.suspect != nil:
 		return d.diagnose(*p.suspect)
+	case errors.Is(b.short, errTooLarge), errors.Is(b.short, errCut):
+		return violationAt(Changed, at, "entry bundle %d cannot be read from here on: %v", n, b.short)
+	case d.next(n):
+		return violationAt(Removed, at, "entry bundle %d ends here or is not there, later ones are", n)
 	}
-	if !errors.Is(b.short, fs.ErrNotExist) && b.noTile == nil && at%width != 0 {
-		if more := d.next(b.first / width); more {
-			return violationAt(Removed, at, "%v, later records are there", b.short)
-		}
-	}
-	if errors.Is(b.short, fs.ErrNotExist) && d.next(b.first/width) {
-		return violationAt(Removed, at, "the entry bundle %d is not there, later ones are", b.first/width)
-	}
-	return violationAt(Truncated, at, "the checkpoint has %d records, the directory only %d (%v)", d.size, at, b.short)
+	return violationAt(Truncated, at, "the checkpoint has %d records, the directory only %d", d.size, at)
 }
 
 // next says whether any bundle after n can be read.
@@ -342,7 +390,7 @@ type upperTiles struct {
 	pending [][]Hash // by level
 	done    []uint64 // tiles finished, by level
 	suspect *uint64  // first position under the first node that differs
-	noTile  error
+	damage  error    // of the first tile that cannot be read
 }
 
 func (u *upperTiles) add(level int, node Hash) {
@@ -373,8 +421,8 @@ func (u *upperTiles) compare(level int) {
 	u.pending[level] = nil
 	stored, err := u.dir.tile(level, n, n*width+uint64(len(nodes)))
 	if err != nil {
-		if u.noTile == nil {
-			u.noTile = fmt.Errorf("tile %d/%d: %w", level, n, err)
+		if u.damage == nil {
+			u.damage = fmt.Errorf("tile %d/%d: %w", level, n, err)
 		}
 		return
 	}

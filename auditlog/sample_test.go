@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ type sample struct {
 	key     string
 	signer  note.Signer
 	records [][]byte
+	upper   []byte
 }
 
 func newSample(t testing.TB, n int) *sample {
@@ -149,7 +151,7 @@ func (s *sample) verifyExport(data []byte, e Extent, o Options) error {
 	return err
 }
 
-// wantViolation compares with what was found; at < 0 means not located.
+// wantViolation compares with what was found; at -1 means not located, -2 anywhere.
 func wantViolation(t *testing.T, err error, p Problem, at int) {
 	t.Helper()
 	var v *Violation
@@ -160,7 +162,9 @@ func wantViolation(t *testing.T, err error, p Problem, at int) {
 		t.Errorf("got %v, want %s", err, p)
 	case at >= 0 && (!v.Located || v.Position != uint64(at)):
 		t.Errorf("got %v, want it at position %d", err, at)
-	case at < 0 && v.Located:
+	case at == -1 && v.Located:
 		t.Errorf("got %v, want no position", err)
 	}
 }
+
+func itoa(n int) string { return strconv.Itoa(n) }
