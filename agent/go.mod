@@ -2,15 +2,24 @@ module github.com/sallyport-pki/sallyport/agent
 
 go 1.26.0
 
-require github.com/sallyport-pki/sallyport/internal v0.0.0
+require (
+	github.com/sallyport-pki/sallyport/gen v0.0.0-00010101000000-000000000000
+	github.com/sallyport-pki/sallyport/internal v0.0.0
+	github.com/spiffe/go-spiffe/v2 v2.9.0
+	golang.org/x/net v0.62.0
+	golang.org/x/sync v0.24.0
+	google.golang.org/grpc v1.85.0
+	google.golang.org/protobuf v1.36.12
+)
 
 require (
-	golang.org/x/net v0.62.0 // indirect
+	github.com/Microsoft/go-winio v0.6.2 // indirect
+	github.com/go-jose/go-jose/v4 v4.1.5 // indirect
+	go.yaml.in/yaml/v3 v3.0.6 // indirect
 	golang.org/x/sys v0.49.0 // indirect
 	golang.org/x/text v0.43.0 // indirect
+	golang.org/x/time v0.16.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261005182115-fad411399dd8 // indirect
-	google.golang.org/grpc v1.85.0 // indirect
-	google.golang.org/protobuf v1.36.12 // indirect
 )
 
 replace (

@@ -23,6 +23,7 @@ const (
 const (
 	firstLook = 50 * time.Millisecond
 	slowLook  = time.Second
+	oneLook   = 5 * time.Second
 )
 
 // Listener is where a certificate must be seen. The zero value is nowhere.
@@ -55,7 +56,7 @@ func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.
 	if l.address == "" {
 		return Sight{Detail: "the target's settings name no address to verify"}
 	}
-	ctx, cancel := context.WithTimeout(ctx, max(wait, slowLook))
+	ctx, cancel := context.WithTimeout(ctx, max(wait, oneLook))
 	defer cancel()
 	deadline := time.Now().Add(wait)
 	var last Sight

@@ -63,6 +63,19 @@ func Read(root *os.Root, name string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return readPlain(f, name, limit)
+}
+
+// ReadPath is Read for a file anywhere.
+func ReadPath(path string, limit int64) ([]byte, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|nonblock, 0)
+	if err != nil {
+		return nil, err
+	}
+	return readPlain(f, path, limit)
+}
+
+func readPlain(f *os.File, name string, limit int64) ([]byte, error) {
 	defer f.Close()
 	fi, err := f.Stat()
 	switch {

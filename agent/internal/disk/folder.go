@@ -31,7 +31,8 @@ var ErrDamaged = fmt.Errorf("damaged record: %w", fs.ErrNotExist)
 // one process; calls may come from several goroutines.
 type Folder struct {
 	path string
-	root *os.Root
+	root *os.Root // nil when viewing a folder that is not there
+	view bool
 	log  *slog.Logger
 	mu   sync.Mutex
 }
@@ -69,8 +70,25 @@ func OpenFolder(path string, log *slog.Logger) (*Folder, error) {
 	return f, nil
 }
 
+// ViewFolder opens the folder at path for looking only: another process may be
+// at work in it. One that is not there is empty.
+func ViewFolder(path string, log *slog.Logger) (*Folder, error) {
+	root, err := os.OpenRoot(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("looking at state: %w", err)
+	}
+	return &Folder{path: path, root: root, view: true, log: log}, nil
+}
+
+var errView = errors.New("the folder was opened for looking only")
+
 // Close lets the folder go.
-func (f *Folder) Close() error { return f.root.Close() }
+func (f *Folder) Close() error {
+	if f.root == nil {
+		return nil
+	}
+	return f.root.Close()
+}
 
 // Path is where the folder lies.
 func (f *Folder) Path() string { return f.path }
@@ -79,6 +97,9 @@ func (f *Folder) Path() string { return f.path }
 func (f *Folder) Put(name string, payload []byte) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.view {
+		return errView
+	}
 	if err := Replace(f.root, name, seal(payload), 0o600); err != nil {
 		return fmt.Errorf("keeping %s in %s: %w", name, f.path, err)
 	}
@@ -90,6 +111,9 @@ func (f *Folder) Put(name string, payload []byte) error {
 func (f *Folder) Get(ctx context.Context, name string) ([]byte, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.root == nil {
+		return nil, fmt.Errorf("reading %s in %s: %w", name, f.path, fs.ErrNotExist)
+	}
 	data, err := Read(f.root, name, maxRecord)
 	if err != nil {
 		return nil, fmt.Errorf("reading state in %s: %w", f.path, err)
@@ -110,6 +134,10 @@ func (f *Folder) SetAside(ctx context.Context, name string, why error) {
 }
 
 func (f *Folder) setAside(ctx context.Context, name string, why error) {
+	if f.view {
+		f.log.WarnContext(ctx, "state file is damaged", "folder", f.path, "file", name, "error", why)
+		return
+	}
 	aside := damagedPrefix + name
 	if n, err := f.names(); err != nil || f.countDamaged(n) >= maxDamaged {
 		aside = damagedPrefix + "last"
@@ -133,6 +161,9 @@ func (f *Folder) countDamaged(names []string) (n int) {
 func (f *Folder) Remove(name string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.view {
+		return errView
+	}
 	if err := f.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing state in %s: %w", f.path, err)
 	}
@@ -153,6 +184,9 @@ func (f *Folder) Names() ([]string, error) {
 }
 
 func (f *Folder) names() ([]string, error) {
+	if f.root == nil {
+		return nil, nil
+	}
 	dir, err := f.root.Open(".")
 	if err != nil {
 		return nil, err

@@ -1,0 +1,411 @@
+// Package apply installs a pair at a place and sees it through: staged,
+// activated, verified, and either committed or taken back.
+//
+// It guarantees that every step is journalled before it is taken, so that an
+// agent killed anywhere finds on its next start what it was doing and brings it
+// to an end: the new pair whole and looked at, or the old one whole; and that
+// there is exactly one result, with one report id, for each installation.
+package apply
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/connector"
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/pki"
+)
+
+// Outcome says how an installation ended.
+type Outcome string
+
+// The outcomes.
+const (
+	Served    Outcome = "served"    // installed, and a handshake saw it
+	Installed Outcome = "installed" // installed, but nothing could be asked
+	TakenBack Outcome = "restored"  // the old pair is back, or nothing was touched
+	Broken    Outcome = "broken"    // the old pair could not be put back
+	Drifted   Outcome = "drifted"   // later found to be something else
+)
+
+// The reasons this package gives, besides those of the connectors.
+const (
+	// ReasonNotServed: the server went on serving another certificate.
+	ReasonNotServed = "NOT_SERVED"
+	// ReasonWentDark: the server answered before and does not any more.
+	ReasonWentDark = "WENT_DARK"
+	// ReasonCannotSee: installed; there was nothing to ask, or nothing answered.
+	ReasonCannotSee = "CANNOT_SEE"
+	// ReasonRestoreFailed: the old pair could not be put back, or is not served again.
+	ReasonRestoreFailed = "RESTORE_FAILED"
+	// ReasonInterrupted: the agent was stopped in the middle, again and again.
+	ReasonInterrupted = "INTERRUPTED"
+	// ReasonStateNotWritable: the agent cannot write its own state.
+	ReasonStateNotWritable = "STATE_NOT_WRITABLE"
+)
+
+const (
+	// bound is how long an installation may take.
+	bound = 3 * time.Minute
+	// maxResumes is how often it is gone on with after a crash before it is taken back.
+	maxResumes = 2
+	maxMessage = 2 << 10
+)
+
+// Job is one installation.
+type Job struct {
+	Assignment string
+	Generation int64
+	Attempt    int32
+	Connector  string
+	Settings   map[string]string
+}
+
+// Report is its result.
+type Report struct {
+	ID string
+	Job
+	Outcome     Outcome
+	Reason      string
+	Message     string
+	Fingerprint pki.Fingerprint // of what was to be installed
+	Served      pki.Fingerprint
+	Address     string
+	Time        time.Time
+}
+
+// Config is what a Machine needs. All fields must be set.
+type Config struct {
+	// Journal is where installations under way are recorded.
+	Journal *disk.Folder
+	// Place finds the place of a job; the connector may not be enabled any more.
+	Place func(connector string, settings map[string]string) (connector.Place, error)
+	// VerifyWait is how long a new certificate may take to be served.
+	VerifyWait time.Duration
+	Log        *slog.Logger
+	Now        func() time.Time
+}
+
+// Machine runs installations, one at a time. It is for one goroutine.
+type Machine struct{ Config }
+
+// New makes a machine.
+func New(cfg Config) (*Machine, error) {
+	if cfg.Journal == nil || cfg.Place == nil || cfg.VerifyWait <= 0 || cfg.Log == nil || cfg.Now == nil {
+		return nil, errors.New("apply: incomplete configuration")
+	}
+	return &Machine{cfg}, nil
+}
+
+// record is the journal of one installation.
+type record struct {
+	Job     Job              `json:"job"`
+	State   State            `json:"state"`
+	Staged  connector.Staged `json:"staged,omitempty"`
+	New     []byte           `json:"new"`              // leaf to be installed
+	Old     []byte           `json:"old,omitempty"`    // leaf installed before, if the pair was whole
+	Seen    bool             `json:"seen"`             // something answered before
+	Before  pki.Fingerprint  `json:"before,omitempty"` // what it served
+	Trouble *trouble         `json:"trouble,omitempty"`
+	Resumes int              `json:"resumes,omitempty"`
+	Report  *Report          `json:"report,omitempty"`
+
+	place connector.Place
+	leaf  *x509.Certificate // of New
+}
+
+type trouble struct {
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+}
+
+func troubleOf(err error) *trouble {
+	return &trouble{fault.Of(err).Reason, flat(err)}
+}
+
+// flat is the text of an error in one line of bounded length.
+func flat(err error) string {
+	return clip(strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; "))
+}
+
+func clip(s string) string {
+	if len(s) > maxMessage {
+		s = s[:maxMessage-3] + "..."
+	}
+	return strings.ToValidUTF8(s, "?")
+}
+
+// Refuse is the report for a job that cannot even begin.
+func (m *Machine) Refuse(job Job, err error) Report {
+	r := m.report(job, TakenBack)
+	r.Reason, r.Message = fault.Of(err).Reason, flat(err)
+	return r
+}
+
+// Report makes the report for what a look at the place has shown.
+func (m *Machine) Report(job Job, outcome Outcome, reason, message string, want pki.Fingerprint, sight connector.Sight) Report {
+	r := m.report(job, outcome)
+	r.Reason, r.Message, r.Fingerprint, r.Served, r.Address = reason, clip(message), want, sight.Served, sight.Address
+	return r
+}
+
+func (m *Machine) report(job Job, outcome Outcome) Report {
+	var id [16]byte
+	rand.Read(id[:])
+	return Report{ID: hex.EncodeToString(id[:]), Job: job, Outcome: outcome, Time: m.Now()}
+}
+
+// Install installs the pair. Its report stays in the journal until Done. Once
+// begun it is finished, whoever wants to stop.
+func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, pair connector.Pair) Report {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
+	defer cancel()
+	rec := &record{Job: job, State: Staging, New: pair.Leaf().Raw, leaf: pair.Leaf(), place: place}
+	found, err := place.Inspect(ctx)
+	if err != nil {
+		return m.Refuse(job, err)
+	}
+	look := pair.Leaf()
+	if found.Whole() {
+		rec.Old, look = found.Chain[0].Raw, found.Chain[0]
+	}
+	before := place.Verify(ctx, look, 0)
+	rec.Seen, rec.Before = before.View != connector.CannotSee, before.Served
+	if err := m.save(rec); err != nil {
+		return m.Refuse(job, err)
+	}
+	rec.Staged, err = place.Stage(ctx, pair)
+	if err == nil {
+		err = m.move(ctx, rec, Staged)
+	}
+	if err != nil {
+		rec.State = Staging
+		err = errors.Join(err, place.Restore(ctx, nil))
+		m.end(ctx, rec, Failed, TakenBack, troubleOf(err), connector.Sight{Address: place.Address()})
+		return *rec.Report
+	}
+	m.finish(ctx, rec)
+	return *rec.Report
+}
+
+// finish brings an installation past Staging to its end.
+func (m *Machine) finish(ctx context.Context, rec *record) {
+	for rec.State != Ended {
+		switch rec.State {
+		case Activating:
+			if err := rec.place.Activate(ctx, rec.Staged); err != nil {
+				m.fail(ctx, rec, troubleOf(err))
+				continue
+			}
+			m.must(ctx, rec, Activated)
+		case Verifying:
+			m.verify(ctx, rec)
+		case Restoring:
+			m.restore(ctx, rec)
+		}
+	}
+}
+
+func (m *Machine) verify(ctx context.Context, rec *record) {
+	sight := rec.place.Verify(ctx, rec.leaf, m.VerifyWait)
+	switch {
+	case sight.View == connector.Right:
+		m.settle(ctx, rec, Served, nil, sight)
+	case sight.View == connector.Wrong:
+		m.fail(ctx, rec, &trouble{ReasonNotServed, fmt.Sprintf("%s after %s", sight, m.VerifyWait)})
+	case rec.Seen:
+		m.fail(ctx, rec, &trouble{ReasonWentDark, fmt.Sprintf("it answered before; now %s", sight)})
+	default:
+		m.settle(ctx, rec, Installed, &trouble{ReasonCannotSee, sight.String()}, sight)
+	}
+}
+
+func (m *Machine) settle(ctx context.Context, rec *record, outcome Outcome, why *trouble, sight connector.Sight) {
+	if err := rec.place.Commit(ctx, rec.Staged); err != nil {
+		m.Log.WarnContext(ctx, "old files stay beside the new ones", "assignment", rec.Job.Assignment, "error", err)
+	}
+	m.end(ctx, rec, Settled, outcome, why, sight)
+}
+
+func (m *Machine) fail(ctx context.Context, rec *record, why *trouble) {
+	m.Log.WarnContext(ctx, "installation failed, the old pair is put back", "assignment", rec.Job.Assignment,
+		"state", string(rec.State), "reason", why.Reason, "message", why.Message)
+	rec.Trouble = why
+	m.must(ctx, rec, Failed)
+}
+
+// restore puts the old pair back and looks whether all is as it was.
+func (m *Machine) restore(ctx context.Context, rec *record) {
+	why := rec.Trouble
+	if why == nil {
+		why = &trouble{ReasonInterrupted, "the installation was interrupted"}
+	}
+	failed := rec.place.Restore(ctx, rec.Staged)
+	sight, wrong := m.asBefore(ctx, rec)
+	if failed != nil && wrong == nil {
+		// A hook that fails once more does no harm where the old pair is in place and served.
+		if found, err := rec.place.Inspect(ctx); err != nil || len(rec.Old) > 0 && (!found.Whole() || string(found.Chain[0].Raw) != string(rec.Old)) || len(rec.Old) == 0 && !found.Empty {
+			wrong = failed
+		}
+	}
+	if wrong == nil {
+		m.end(ctx, rec, Restored, TakenBack, why, sight)
+		return
+	}
+	m.end(ctx, rec, Restored, Broken, &trouble{ReasonRestoreFailed,
+		clip(fmt.Sprintf("%s (%s); then the old pair could not be brought back: %s", why.Message, why.Reason, flat(errors.Join(wrong, failed))))}, sight)
+}
+
+// asBefore says what is wrong compared with what was seen before.
+func (m *Machine) asBefore(ctx context.Context, rec *record) (connector.Sight, error) {
+	if !rec.Seen {
+		return connector.Sight{Address: rec.place.Address()}, nil
+	}
+	look := rec.leaf
+	if len(rec.Old) > 0 {
+		old, err := x509.ParseCertificate(rec.Old)
+		if err != nil {
+			return connector.Sight{}, err
+		}
+		look = old
+	}
+	wait := m.VerifyWait
+	if len(rec.Old) == 0 {
+		wait = 0 // that anything answers is enough
+	}
+	sight := rec.place.Verify(ctx, look, wait)
+	switch {
+	case sight.View == connector.CannotSee:
+		return sight, errors.New(sight.String())
+	case sight.View == connector.Right && len(rec.Old) > 0, sight.Served == rec.Before:
+		return sight, nil
+	case len(rec.Old) == 0 && sight.Served != pki.FingerprintOf(rec.New):
+		return sight, nil
+	}
+	return sight, errors.New(sight.String())
+}
+
+func (m *Machine) end(ctx context.Context, rec *record, e Event, outcome Outcome, why *trouble, sight connector.Sight) {
+	r := m.report(rec.Job, outcome)
+	r.Fingerprint, r.Served, r.Address = pki.FingerprintOf(rec.New), sight.Served, sight.Address
+	if why != nil {
+		r.Reason, r.Message = why.Reason, why.Message
+	}
+	rec.Report = &r
+	m.must(ctx, rec, e)
+}
+
+// move takes the event and keeps the new state.
+func (m *Machine) move(_ context.Context, rec *record, e Event) error {
+	to, err := next(rec.State, e)
+	if err != nil {
+		return err
+	}
+	rec.State = to
+	return m.save(rec)
+}
+
+// must is move past the point of no return: a state that cannot be kept is
+// found again from the one before, so work goes on.
+func (m *Machine) must(ctx context.Context, rec *record, e Event) {
+	if err := m.move(ctx, rec, e); err != nil {
+		m.Log.ErrorContext(ctx, "journal cannot be written", "assignment", rec.Job.Assignment, "error", err)
+	}
+}
+
+func (m *Machine) save(rec *record) error {
+	data, err := json.Marshal(rec)
+	if err == nil {
+		err = m.Journal.Put(disk.Key(rec.Job.Assignment), data)
+	}
+	if err != nil {
+		return fault.New(fault.Transient, ReasonStateNotWritable, "the agent cannot keep its own state: %w", err)
+	}
+	return nil
+}
+
+// Done forgets an installation whose report is safe.
+func (m *Machine) Done(assignment string) error { return m.Journal.Remove(disk.Key(assignment)) }
+
+// Resume brings to an end what was interrupted, and gives the reports of all
+// installations that were not Done.
+func (m *Machine) Resume(ctx context.Context) ([]Report, error) {
+	names, err := m.Journal.Names()
+	if err != nil {
+		return nil, err
+	}
+	var reports []Report
+	for _, n := range names {
+		data, err := m.Journal.Get(ctx, n)
+		if errors.Is(err, disk.ErrDamaged) {
+			continue
+		}
+		if err != nil {
+			return reports, err
+		}
+		rec, err := decode(data)
+		if err != nil {
+			m.Journal.SetAside(ctx, n, err)
+			continue
+		}
+		if m.resume(ctx, rec) {
+			reports = append(reports, *rec.Report)
+		}
+	}
+	return reports, nil
+}
+
+func decode(data []byte) (*record, error) {
+	rec := &record{}
+	if err := json.Unmarshal(data, rec); err != nil {
+		return nil, err
+	}
+	if _, known := transitions[rec.State]; !known || rec.State == Ended && rec.Report == nil {
+		return nil, fmt.Errorf("an installation cannot be in the state %q", rec.State)
+	}
+	var err error
+	rec.leaf, err = x509.ParseCertificate(rec.New)
+	return rec, err
+}
+
+// resume goes on with one installation; false means that nothing had been
+// touched yet, and it is as if it had never begun.
+func (m *Machine) resume(ctx context.Context, rec *record) bool {
+	if rec.State == Ended {
+		return true
+	}
+	m.Log.WarnContext(ctx, "an interrupted installation is gone on with", "assignment", rec.Job.Assignment, "state", string(rec.State))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
+	defer cancel()
+	place, err := m.Place(rec.Job.Connector, rec.Job.Settings)
+	if err != nil {
+		rec.State = Restoring
+		m.end(ctx, rec, Restored, Broken, &trouble{ReasonInterrupted,
+			clip("an interrupted installation cannot be brought to an end: " + flat(err))}, connector.Sight{})
+		return true
+	}
+	rec.place = place
+	if rec.State == Staging {
+		if err := errors.Join(place.Restore(ctx, nil), m.Done(rec.Job.Assignment)); err != nil {
+			m.Log.WarnContext(ctx, "what was staged could not be cleared away", "assignment", rec.Job.Assignment, "error", err)
+		}
+		return false
+	}
+	rec.Resumes++
+	if rec.Resumes > maxResumes && rec.State != Restoring {
+		m.fail(ctx, rec, &trouble{ReasonInterrupted, fmt.Sprintf("the agent was stopped %d times in the middle of the installation", rec.Resumes)})
+	} else if err := m.save(rec); err != nil {
+		m.Log.ErrorContext(ctx, "journal cannot be written", "assignment", rec.Job.Assignment, "error", err)
+	}
+	m.finish(ctx, rec)
+	return true
+}

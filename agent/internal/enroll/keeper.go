@@ -1,0 +1,214 @@
+package enroll
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/pace"
+	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
+)
+
+const (
+	firstPause   = 2 * time.Second
+	longestPause = 10 * time.Minute
+)
+
+// KeeperConfig is what a Keeper needs. All fields must be set.
+type KeeperConfig struct {
+	Store *Store
+	// Client speaks with the identity in use.
+	Client agentv1.AgentServiceClient
+	// Dial makes a connection with another identity, or anonymously.
+	Dial func(src identity.Source, anonymous bool) (*grpc.ClientConn, error)
+	// Renewed is called when another identity has come into use: connections made
+	// with the old one are refused from now on.
+	Renewed func()
+	Info    *agentv1.AgentInfo
+	Log     *slog.Logger
+	Now     func() time.Time
+}
+
+// Keeper keeps the identity fresh. Run is its one goroutine.
+type Keeper struct{ KeeperConfig }
+
+// NewKeeper makes a keeper.
+func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
+	if cfg.Store == nil || cfg.Client == nil || cfg.Dial == nil || cfg.Renewed == nil || cfg.Info == nil || cfg.Log == nil || cfg.Now == nil {
+		return nil, errors.New("enroll: incomplete configuration of a keeper")
+	}
+	return &Keeper{cfg}, nil
+}
+
+// Run renews the identity when it is time, until ctx ends.
+func (k *Keeper) Run(ctx context.Context) error {
+	wait := pace.New(firstPause, longestPause)
+	for {
+		due, err := k.step(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err != nil:
+			pause := wait.After(err)
+			k.Log.ErrorContext(ctx, "identity could not be renewed, trying again", "pause", pause.Round(time.Millisecond), "expires", k.expires(), "error", err)
+			due = k.Now().Add(pause)
+		default:
+			wait.Reset()
+		}
+		timer := time.NewTimer(max(due.Sub(k.Now()), 0))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+func (k *Keeper) expires() time.Time { return k.Store.Current().Expires() }
+
+// step takes the next step, if it is time, and says when to come again.
+func (k *Keeper) step(ctx context.Context) (time.Time, error) {
+	now, current := k.Now(), k.Store.Current()
+	next, err := k.Store.load(ctx, recordNext)
+	switch {
+	case err == nil && now.Before(next.Expires()):
+		return now, k.try(ctx, next)
+	case err != nil && !errors.Is(err, fs.ErrNotExist):
+		return now, err
+	case now.Before(current.RenewAt):
+		return current.RenewAt, nil
+	case now.Before(current.Expires()):
+		return now, k.renew(ctx)
+	}
+	return now, k.comeBack(ctx)
+}
+
+// renew asks for an identity with a new key.
+func (k *Keeper) renew(ctx context.Context) error {
+	host := k.Store.Current().Host
+	rec, key, err := k.Store.newKey(recordNext, host, "")
+	if err != nil {
+		return err
+	}
+	csr, err := request(key)
+	if err != nil {
+		return err
+	}
+	resp, err := k.Client.RenewIdentity(ctx, &agentv1.RenewIdentityRequest{Csr: csr})
+	if f := fault.Of(err); f != nil && f.Reason == rpc.ReasonCertificateExpired { // by the server's clock
+		return k.returnWith(ctx, recordCurrent)
+	}
+	if err != nil {
+		return fmt.Errorf("renewing the identity: %w", err)
+	}
+	if _, err := rec.grant(resp.GetGrant(), key); err != nil {
+		return fmt.Errorf("renewing the identity: %w", err)
+	}
+	return k.Store.write(recordNext, rec)
+}
+
+// try uses the new identity once; if the server takes it, it is the one in use.
+func (k *Keeper) try(ctx context.Context, next *Identity) error {
+	conn, err := k.Dial(fixed{next}, false)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	_, err = agentv1.NewAgentServiceClient(conn).ReportObservation(ctx, &agentv1.ReportObservationRequest{Info: k.Info, Time: timestamppb.New(k.Now())})
+	if f := fault.Of(err); f != nil && f.Reason == reasonKeyUnknown {
+		return errors.Join(fmt.Errorf("the server does not take the new identity, the old one stays: %w", err), k.Store.folder.Remove(recordNext))
+	}
+	if err != nil { // the server may know it already: it is given up for nothing less
+		return fmt.Errorf("trying the new identity: %w", err)
+	}
+	return k.take(ctx, recordNext, next)
+}
+
+// The server's reasons that decide how to go on.
+const (
+	reasonKeyUnknown    = "KEY_UNKNOWN"
+	reasonReturnRefused = "RETURN_REFUSED"
+)
+
+func (k *Keeper) take(ctx context.Context, name string, id *Identity) error {
+	rec, _, err := k.Store.read(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := k.Store.adopt(rec, id, name); err != nil {
+		return err
+	}
+	k.Log.InfoContext(ctx, "identity renewed", "spiffe_id", id.SVID.ID.String(), "expires", id.Expires(), "renew_at", id.RenewAt)
+	k.Renewed()
+	return nil
+}
+
+// comeBack gets an identity for the key of one that has expired: of the next
+// one, if it got that far, else of the one in use.
+func (k *Keeper) comeBack(ctx context.Context) error {
+	if _, err := k.Store.load(ctx, recordNext); err == nil {
+		err := k.returnWith(ctx, recordNext)
+		if f := fault.Of(err); f == nil || f.Reason != reasonReturnRefused {
+			return err
+		}
+	}
+	return k.returnWith(ctx, recordCurrent)
+}
+
+func (k *Keeper) returnWith(ctx context.Context, name string) error {
+	rec, key, err := k.Store.read(ctx, name)
+	if err != nil {
+		return err
+	}
+	csr, err := request(key)
+	if err != nil {
+		return err
+	}
+	now := k.Now()
+	digest := sha256.Sum256(returnText(rec.Host, now, csr))
+	signature, err := key.Sign(rand.Reader, digest[:], nil)
+	if err != nil {
+		return fmt.Errorf("signing: %w", err)
+	}
+	conn, err := k.Dial(k.Store, true)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	k.Log.WarnContext(ctx, "the identity has expired, asking for another", "expired", k.expires())
+	resp, err := agentv1.NewAgentServiceClient(conn).Return(ctx, &agentv1.ReturnRequest{
+		Host: rec.Host, Csr: csr, Time: timestamppb.New(now), Signature: signature, Info: k.Info,
+	})
+	if err != nil {
+		return fmt.Errorf("coming back after the identity expired: %w", err)
+	}
+	id, err := rec.grant(resp.GetGrant(), key)
+	if err != nil {
+		return fmt.Errorf("coming back after the identity expired: %w", err)
+	}
+	if err := k.Store.adopt(rec, id, recordNext); err != nil { // a next one that has expired too is of no use
+		return err
+	}
+	k.Log.InfoContext(ctx, "identity renewed after it had expired", "spiffe_id", id.SVID.ID.String(), "expires", id.Expires())
+	k.Renewed()
+	return nil
+}
+
+// returnText is what ReturnRequest.signature is made over, by way of SHA-256.
+func returnText(host string, t time.Time, csr []byte) []byte {
+	sum := sha256.Sum256(csr)
+	return fmt.Appendf(nil, "sallyport agent return v1\n%s\n%d\n%s", host, t.Unix(), hex.EncodeToString(sum[:]))
+}

@@ -1,0 +1,56 @@
+// Package pace says how long to wait before trying again: exponentially longer
+// with full jitter, and never shorter than the server asked for.
+package pace
+
+import (
+	"math/rand/v2"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/internal/fault"
+)
+
+// Pace is the waiting of one activity. It is for one goroutine.
+type Pace struct {
+	base, max time.Duration
+	tries     int
+}
+
+// New waits up to base at first, up to most in the end.
+func New(base, most time.Duration) Pace { return Pace{base: base, max: most} }
+
+// patience is the least wait after a refusal that a person must lift.
+const patience = 30 * time.Second
+
+// After says how long to wait after the error. Full jitter (anything from zero
+// to the bound) spreads a fleet that lost its server best.
+func (p *Pace) After(err error) time.Duration {
+	bound := p.max
+	if p.tries < 30 && p.base<<p.tries < p.max {
+		bound = p.base << p.tries
+	}
+	p.tries++
+	wait := rand.N(bound) + bound/16
+	if f := fault.Of(err); f != nil {
+		wait = max(wait, f.RetryAfter)
+		if f.RetryAfter > 0 {
+			wait += rand.N(f.RetryAfter/4 + 1)
+		}
+		if f.Kind == fault.Denied || f.Kind == fault.Unauthenticated {
+			wait = max(wait, min(patience, p.max))
+		}
+	}
+	return wait
+}
+
+// Reset begins again after success.
+func (p *Pace) Reset() { p.tries = 0 }
+
+// Passing says whether the same call may succeed later: the peer did not answer,
+// is busy, or does not let us in now. Anything else is its answer to the call.
+func Passing(err error) bool {
+	switch fault.KindOf(err) {
+	case fault.Transient, fault.Exhausted, fault.Unauthenticated, fault.Denied, fault.Internal:
+		return true
+	}
+	return false
+}

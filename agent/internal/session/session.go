@@ -1,0 +1,162 @@
+// Package session is the agent's conversation with the server: the stream that
+// says what is wanted, and the reports that wait to be sent.
+//
+// It guarantees that a message of the stream is on disk before it is acted on,
+// that a broken or silent stream is opened again where it left off, with
+// growing pauses and full jitter, and that reports are sent in order, each with
+// its own id, until the server has confirmed them.
+package session
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/pace"
+	"github.com/sallyport-pki/sallyport/agent/internal/plan"
+	"github.com/sallyport-pki/sallyport/agent/internal/spool"
+	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+)
+
+const (
+	firstPause   = time.Second
+	longestPause = 5 * time.Minute
+)
+
+// Config is what a Session needs. All fields must be set.
+type Config struct {
+	Client  agentv1.AgentServiceClient
+	Info    *agentv1.AgentInfo
+	Desired *plan.Desired
+	Spool   *spool.Spool
+	// Changed is called after the desired state has changed.
+	Changed func()
+	// Silence is how long the stream may say nothing before it is opened again.
+	// A connection that is dead is noticed sooner, by the transport.
+	Silence time.Duration
+	Log     *slog.Logger
+}
+
+// Session talks to the server.
+type Session struct{ Config }
+
+// New makes a session.
+func New(cfg Config) (*Session, error) {
+	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Changed == nil || cfg.Silence <= 0 || cfg.Log == nil {
+		return nil, errors.New("session: incomplete configuration")
+	}
+	return &Session{cfg}, nil
+}
+
+var errSilent = errors.New("the stream has said nothing for too long")
+
+// Listen keeps the stream open until ctx ends.
+func (s *Session) Listen(ctx context.Context) error {
+	wait := pace.New(firstPause, longestPause)
+	var said string
+	for {
+		heard, err := s.subscribe(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if heard {
+			wait.Reset()
+			said = ""
+		}
+		pause := wait.After(err)
+		if text := err.Error(); text != said && !errors.Is(err, errSilent) && !errors.Is(err, io.EOF) {
+			said = text
+			s.Log.WarnContext(ctx, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "error", err)
+		}
+		if fault.KindOf(err) == fault.Conflict && !heard {
+			s.Desired.Forget() // it knows no such session: begin with everything
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(pause):
+		}
+	}
+}
+
+// subscribe reads one stream to its end, which always has a reason. heard says
+// whether the server has said anything.
+func (s *Session) subscribe(ctx context.Context) (heard bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silence := time.AfterFunc(s.Silence, func() { cancel(errSilent) })
+	defer silence.Stop()
+	session, revision := s.Desired.Resume()
+	stream, err := s.Client.Subscribe(ctx, &agentv1.SubscribeRequest{Session: session, Revision: revision, Info: s.Info})
+	if err != nil {
+		return false, err
+	}
+	for {
+		m, err := stream.Recv()
+		if err != nil {
+			if cause := context.Cause(ctx); errors.Is(cause, errSilent) {
+				err = cause
+			}
+			return heard, err
+		}
+		silence.Reset(s.Silence)
+		if !heard {
+			s.Log.InfoContext(ctx, "connected to the server", "session", m.GetSession(), "revision", m.GetRevision(), "snapshot", m.GetSnapshot())
+		}
+		heard = true
+		if err := s.Desired.Apply(ctx, m); err != nil {
+			s.Log.ErrorContext(ctx, "desired state cannot be kept on disk; going on with what is in memory", "error", err)
+		}
+		s.Changed()
+	}
+}
+
+// Send sends reports until ctx ends.
+func (s *Session) Send(ctx context.Context) error {
+	wait := pace.New(firstPause, longestPause)
+	for {
+		report, confirm, err := s.Spool.Next(ctx)
+		switch {
+		case err != nil:
+			s.Log.ErrorContext(ctx, "reports cannot be read", "error", err)
+		case report == nil:
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-s.Spool.Wake():
+			}
+			continue
+		default:
+			err = s.send(ctx, report)
+		}
+		if err == nil {
+			wait.Reset()
+			err = confirm()
+		}
+		if err == nil {
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait.After(err)):
+		}
+	}
+}
+
+// send gives nil when the report is the server's, or will never be.
+func (s *Session) send(ctx context.Context, r *agentv1.ReportAssignmentRequest) error {
+	_, err := s.Client.ReportAssignment(ctx, r)
+	switch {
+	case err == nil:
+		s.Log.DebugContext(ctx, "report confirmed", "report_id", r.GetReportId(), "assignment", r.GetAssignment())
+		return nil
+	case ctx.Err() != nil || pace.Passing(err):
+		return err
+	}
+	s.Log.WarnContext(ctx, "the server does not take a report: dropped", "report_id", r.GetReportId(), "assignment", r.GetAssignment(), "error", err)
+	return nil
+}

@@ -1,0 +1,158 @@
+// Package spool keeps reports until the server has confirmed them.
+//
+// It guarantees that a report is durable when Put returns, that reports are
+// handed out in the order they were put, each with the id it was given, and
+// that they take bounded room: past the bound the oldest is dropped, with a
+// line in the log.
+package spool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"sync"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+)
+
+// Bound is how many reports may wait.
+const Bound = 2000
+
+// Spool is a queue on disk. Calls may come from several goroutines.
+type Spool struct {
+	folder *disk.Folder
+	log    *slog.Logger
+
+	mu    sync.Mutex
+	names []string // in order
+	next  uint64
+	ids   map[string]string // report id -> name, of those put by this process
+	wake  chan struct{}
+
+	memory map[string]*agentv1.ReportAssignmentRequest // that could not be written
+}
+
+// Open reads what waits in the folder.
+func Open(folder *disk.Folder, log *slog.Logger) (*Spool, error) {
+	names, err := folder.Names()
+	if err != nil {
+		return nil, err
+	}
+	s := &Spool{folder: folder, log: log, names: names, ids: map[string]string{}, wake: make(chan struct{}, 1), memory: map[string]*agentv1.ReportAssignmentRequest{}}
+	if len(names) > 0 {
+		if _, err := fmt.Sscanf(names[len(names)-1], "%020d", &s.next); err != nil {
+			return nil, fmt.Errorf("reading reports in %s: strange file %q", folder.Path(), names[len(names)-1])
+		}
+		s.next++
+		s.nudge()
+	}
+	return s, nil
+}
+
+// Put adds a report. One with the id of a report that still waits changes
+// nothing. A report that cannot be written is kept in memory, with a line in
+// the log: better told at once than not at all.
+func (s *Spool) Put(ctx context.Context, r *agentv1.ReportAssignmentRequest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, have := s.ids[r.ReportId]; have {
+		return
+	}
+	name := fmt.Sprintf("%020d", s.next)
+	data, err := proto.Marshal(r)
+	if err == nil {
+		err = s.folder.Put(name, data)
+	}
+	if err != nil {
+		s.log.ErrorContext(ctx, "report cannot be written, it is kept in memory", "report_id", r.ReportId, "error", err)
+		s.memory[name] = r
+	}
+	s.next++
+	s.names = append(s.names, name)
+	s.ids[r.ReportId] = name
+	if len(s.names) > Bound {
+		s.log.ErrorContext(ctx, "too many reports wait for the server: the oldest is dropped", "bound", Bound)
+		if err := s.drop(s.names[0]); err != nil {
+			s.log.ErrorContext(ctx, "report cannot be removed", "error", err)
+		}
+	}
+	s.nudge()
+}
+
+// Next gives the oldest report and the function that confirms it, or nil when
+// none waits.
+func (s *Spool) Next(ctx context.Context) (*agentv1.ReportAssignmentRequest, func() error, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.names) > 0 {
+		name := s.names[0]
+		if r := s.memory[name]; r != nil {
+			return r, s.confirm(name), nil
+		}
+		data, err := s.folder.Get(ctx, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			s.names = s.names[1:]
+			continue
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		r := &agentv1.ReportAssignmentRequest{}
+		if err := proto.Unmarshal(data, r); err != nil {
+			s.folder.SetAside(ctx, name, err)
+			s.names = s.names[1:]
+			continue
+		}
+		return r, s.confirm(name), nil
+	}
+	return nil, nil, nil
+}
+
+func (s *Spool) confirm(name string) func() error {
+	return func() error {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.drop(name)
+	}
+}
+
+func (s *Spool) drop(name string) error {
+	for id, n := range s.ids {
+		if n == name {
+			delete(s.ids, id)
+		}
+	}
+	for i, n := range s.names {
+		if n == name {
+			s.names = append(s.names[:i:i], s.names[i+1:]...)
+			break
+		}
+	}
+	if s.memory[name] != nil {
+		delete(s.memory, name)
+		return nil
+	}
+	return s.folder.Remove(name)
+}
+
+// Len is how many reports wait.
+func (s *Spool) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.names)
+}
+
+// Wake has something to receive when reports may wait that were not handed out yet.
+func (s *Spool) Wake() <-chan struct{} { return s.wake }
+
+func (s *Spool) nudge() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}

@@ -1,0 +1,208 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/apply"
+	"github.com/sallyport-pki/sallyport/agent/internal/connector"
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/agent/internal/enroll"
+	"github.com/sallyport-pki/sallyport/agent/internal/keystore"
+	"github.com/sallyport-pki/sallyport/agent/internal/plan"
+	"github.com/sallyport-pki/sallyport/agent/internal/scan"
+	"github.com/sallyport-pki/sallyport/agent/internal/spool"
+	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+)
+
+// Identity is who the agent is.
+type Identity struct {
+	ID      string    `json:"id"` // SPIFFE ID
+	Host    string    `json:"host"`
+	Expires time.Time `json:"expires"`
+	RenewAt time.Time `json:"renew_at"`
+}
+
+func identityOf(id *enroll.Identity) *Identity {
+	if id == nil {
+		return nil
+	}
+	return &Identity{ID: id.SVID.ID.String(), Host: id.Host, Expires: id.Expires(), RenewAt: id.RenewAt}
+}
+
+// Enroll trades the token for an identity. An agent that has one already keeps
+// it, unless again is set.
+func (a *Agent) Enroll(ctx context.Context, token identity.JoinToken, again bool) (id *Identity, fresh bool, err error) {
+	s, err := a.open()
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() { err = errors.Join(err, s.close()) }()
+	ids, err := enroll.OpenStore(ctx, s.identity)
+	if err != nil {
+		return nil, false, err
+	}
+	if have := ids.Current(); have != nil && !again {
+		return identityOf(have), false, nil
+	}
+	got, err := a.enrolWith(ctx, ids, token)
+	return identityOf(got), true, err
+}
+
+func (a *Agent) enrolWith(ctx context.Context, ids *enroll.Store, token identity.JoinToken) (*enroll.Identity, error) {
+	id, err := ids.Enroll(ctx, enroll.Join{Server: a.cfg.Server, Dialer: a.dialer, Token: token, Host: a.cfg.Host, Info: a.info})
+	if err != nil {
+		return nil, err
+	}
+	a.log.InfoContext(ctx, "enrolled", "spiffe_id", id.SVID.ID.String(), "expires", id.Expires())
+	return id, nil
+}
+
+// Checked is what Check says about one connector.
+type Checked struct {
+	Connector string
+	Touches   []string // what assignments may do with it
+	Troubles  []string // what cannot work
+}
+
+// Check looks whether each enabled connector can work on this host.
+func (a *Agent) Check(ctx context.Context) []Checked {
+	var out []Checked
+	for _, name := range sortedNames(a.connectors) {
+		c := a.connectors[name]
+		out = append(out, Checked{Connector: name, Touches: c.Touches(), Troubles: c.Check(ctx)})
+	}
+	return out
+}
+
+// Scan looks for certificates once.
+func (a *Agent) Scan(ctx context.Context, emit func(scan.Sighting) error) error {
+	desired, err := a.lastDesired(ctx)
+	if err != nil {
+		return err
+	}
+	s, err := a.scanner(desired)
+	if err != nil {
+		return err
+	}
+	return s.Scan(ctx, emit)
+}
+
+func (a *Agent) lastDesired(ctx context.Context) (*plan.Desired, error) {
+	folder, err := disk.ViewFolder(a.folder("desired"), a.log)
+	if err != nil {
+		return nil, err
+	}
+	desired, err := plan.OpenDesired(ctx, folder, a.log)
+	return desired, errors.Join(err, folder.Close())
+}
+
+// Status is how the agent stands, by its state on disk.
+type Status struct {
+	Identity    *Identity          `json:"identity"`
+	Session     string             `json:"session,omitempty"`
+	Revision    int64              `json:"revision"`
+	Assignments []AssignmentStatus `json:"assignments"`
+	Challenges  int                `json:"challenges"`
+	Unsent      int                `json:"unsent_reports"`
+	PendingKeys int                `json:"pending_keys"`
+}
+
+// AssignmentStatus is how one assignment stands.
+type AssignmentStatus struct {
+	ID         string    `json:"id"`
+	Target     string    `json:"target"`
+	Connector  string    `json:"connector"`
+	Generation int64     `json:"generation"`
+	Attempt    int32     `json:"attempt"`
+	State      string    `json:"state"` // in words
+	Reason     string    `json:"reason,omitempty"`
+	Message    string    `json:"message,omitempty"`
+	Served     string    `json:"served,omitempty"`
+	Address    string    `json:"address,omitempty"`
+	Time       time.Time `json:"time,omitzero"`
+}
+
+// Status reads the state. It needs no running agent and disturbs none.
+func (a *Agent) Status(ctx context.Context) (*Status, error) {
+	folders := map[string]*disk.Folder{}
+	defer func() {
+		for _, f := range folders {
+			f.Close()
+		}
+	}()
+	for _, name := range []string{"identity", "desired", "progress", "spool", "keys"} {
+		f, err := disk.ViewFolder(a.folder(name), a.log)
+		if err != nil {
+			return nil, err
+		}
+		folders[name] = f
+	}
+	ids, err := enroll.OpenStore(ctx, folders["identity"])
+	if err != nil {
+		return nil, err
+	}
+	desired, err := plan.OpenDesired(ctx, folders["desired"], a.log)
+	if err != nil {
+		return nil, err
+	}
+	progress, err := plan.OpenProgress(ctx, folders["progress"], a.log)
+	if err != nil {
+		return nil, err
+	}
+	reports, err := spool.Open(folders["spool"], a.log)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := keystore.New(folders["keys"]).Count()
+	if err != nil {
+		return nil, err
+	}
+	st := &Status{Identity: identityOf(ids.Current()), Challenges: len(desired.Challenges()), Unsent: reports.Len(), PendingKeys: keys}
+	st.Session, st.Revision = desired.Resume()
+	for _, m := range desired.Assignments() {
+		st.Assignments = append(st.Assignments, a.assignmentStatus(m, progress.Last(m.GetId())))
+	}
+	return st, nil
+}
+
+func (a *Agent) assignmentStatus(m *agentv1.Assignment, last *apply.Report) AssignmentStatus {
+	st := AssignmentStatus{
+		ID: m.GetId(), Target: m.GetTarget().GetName(), Connector: m.GetTarget().GetConnector(), Generation: m.GetGeneration(), Attempt: m.GetAttempt(),
+	}
+	if last != nil {
+		st.Reason, st.Message, st.Served, st.Address, st.Time = last.Reason, last.Message, string(last.Served), last.Address, last.Time
+	}
+	parsed, err := plan.Parse(m)
+	if err != nil {
+		st.State, st.Message = "refused", err.Error()
+		return st
+	}
+	switch step, until := plan.Decide(parsed, last, a.now()); step {
+	case plan.SubmitCSR:
+		st.State = "its CSR is to be handed in"
+	case plan.HoldKey:
+		st.State = "waits for its certificate"
+	case plan.Install:
+		st.State = "is to be installed"
+	case plan.Watch:
+		st.State = string(last.Outcome)
+	default:
+		st.State = "waits for the server"
+		if !until.IsZero() {
+			st.State = "waits until " + until.UTC().Format(time.RFC3339)
+		} else if last != nil {
+			st.State = string(last.Outcome) + ", waits for the server"
+		}
+	}
+	return st
+}
+
+func (a *Agent) folder(name string) string { return filepath.Join(a.cfg.StateDir, name) }
+
+func sortedNames(m map[string]connector.Connector) []string { return slices.Sorted(maps.Keys(m)) }
