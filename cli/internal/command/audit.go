@@ -22,6 +22,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/cli/internal/connect"
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
+	"github.com/sallyport-pki/sallyport/cli/internal/kind"
 	"github.com/sallyport-pki/sallyport/cli/internal/output"
 )
 
@@ -136,25 +137,13 @@ func recordCells(r *auditv1.Record) []string {
 		return []string{fmt.Sprint(r.GetPosition()), output.Clean("not a record: " + err.Error())}
 	}
 	cells := []string{
-		fmt.Sprint(r.GetPosition()), rec.Time.UTC().Format("2006-01-02T15:04:05Z"), rec.Type, rec.Subject,
-		shortActor(rec.Actor), cmp.Or(rec.Result, "-"), rec.Reason,
+		fmt.Sprint(r.GetPosition()), rec.Time.UTC().Format("2006-01-02T15:04:05Z"), rec.Type, cmp.Or(rec.Subject, "-"),
+		cmp.Or(kind.Actor(rec.Actor), "-"), cmp.Or(rec.Result, "-"), rec.Reason,
 	}
 	for i := range cells {
 		cells[i] = output.Clean(cells[i])
 	}
 	return cells
-}
-
-// shortActor leaves the trust domain out: it is the same for all.
-func shortActor(id string) string {
-	rest, ok := strings.CutPrefix(id, "spiffe://")
-	if !ok {
-		return cmp.Or(id, "-")
-	}
-	if _, path, ok := strings.Cut(rest, "/"); ok {
-		return path
-	}
-	return id
 }
 
 func (a *app) auditListCommand() *cobra.Command {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"strings"
@@ -196,6 +197,11 @@ func (a *app) connect() (*connect.Client, error) {
 // place is the context in use, with what flags override.
 func (a *app) place() (clientconfig.Context, error) {
 	var at clientconfig.Context
+	if a.server != "" {
+		if _, _, err := net.SplitHostPort(a.server); err != nil {
+			return at, exit.Errorf(exit.Usage, "--server %q: want host:port", a.server)
+		}
+	}
 	if a.server == "" || a.identity == "" || a.contextName != "" {
 		path, err := clientconfig.Path(a.env.Getenv)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -36,7 +37,9 @@ func TestMain(m *testing.M) {
 //	term NAME            SIGTERM: it must end with code 0
 //	crash NAME           SIGKILL
 //	log NAME REGEXP      its log has this
-//	until CODE ARGS...   run sallyport until it ends with this code, for half a minute
+//	agent HOST TOKEN-FILE serves|installs|fails
+//	                     an agent that speaks the protocol and ends every assignment so
+//	until REGEXP ARGS... run sallyport until it ends well and says so, for half a minute
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -55,7 +58,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"sp": runSallyport, "serve": startServe, "term": stopServe, "crash": killServe, "log": grepLog, "until": runUntil,
+			"sp": runSallyport, "serve": startServe, "term": stopServe, "crash": killServe, "log": grepLog, "until": runUntil, "agent": startAgent,
 		},
 	})
 }
@@ -112,17 +115,18 @@ func runSallyport(ts *testscript.TestScript, neg bool, args []string) {
 
 func runUntil(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
-		ts.Fatalf("usage: until CODE ARGS...")
+		ts.Fatalf("usage: until REGEXP ARGS...")
 	}
+	want := regexp.MustCompile(args[0])
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		code, stdout, stderr := sallyport(ts, args[1:])
-		if strconv.Itoa(code) == args[0] {
+		if code == 0 && want.MatchString(stdout+stderr) {
 			fmt.Fprint(ts.Stdout(), stdout)
 			fmt.Fprint(ts.Stderr(), stderr)
 			return
 		}
 		if time.Now().After(deadline) {
-			ts.Fatalf("exit code still %d\n%s%s", code, stdout, stderr)
+			ts.Fatalf("exit code %d and nothing like %s\n%s%s", code, args[0], stdout, stderr)
 		}
 	}
 }

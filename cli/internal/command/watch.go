@@ -72,7 +72,7 @@ func (a *app) watch(ctx context.Context, c *connect.Client, name string) error {
 		})
 		switch {
 		case ctx.Err() != nil:
-			return watchEnded(name, last, ctx.Err())
+			return watchEnded(name, ctx.Err())
 		case err == nil && last != nil:
 			return outcome(last)
 		case err == nil || seen && comesBack(err):
@@ -81,7 +81,7 @@ func (a *app) watch(ctx context.Context, c *connect.Client, name string) error {
 		}
 		select {
 		case <-ctx.Done():
-			return watchEnded(name, last, ctx.Err())
+			return watchEnded(name, ctx.Err())
 		case <-time.After(watchPause):
 		}
 	}
@@ -135,43 +135,35 @@ func settled(d *deployerv1.Deployment) bool {
 
 // outcome turns the end into an exit code.
 func outcome(d *deployerv1.Deployment) error {
-	why := d.GetStatus().GetMessage()
-	if bad := worst(d); bad != "" {
-		why = bad
-	}
+	why := output.Clean(d.GetStatus().GetMessage() + troubles(d))
 	switch d.GetStatus().GetState() {
 	case deployerv1.DeploymentState_DEPLOYMENT_STATE_HEALTHY:
 		return nil
 	case deployerv1.DeploymentState_DEPLOYMENT_STATE_UNVERIFIED:
-		return exit.Errorf(exit.Unverified, "deployment/%s is installed but was not seen served: %s", d.GetName(), output.Clean(why))
+		return exit.Errorf(exit.Unverified, "deployment/%s is not known to be served: %s", d.GetName(), why)
 	}
-	return exit.Errorf(exit.Failed, "deployment/%s has failed: %s", d.GetName(), output.Clean(why))
+	return exit.Errorf(exit.Failed, "deployment/%s has failed: %s", d.GetName(), why)
 }
 
-// worst tells of the targets that are not served.
-func worst(d *deployerv1.Deployment) string {
-	var all []string
+// troubles tells of the targets that are not served.
+func troubles(d *deployerv1.Deployment) string {
+	var b strings.Builder
 	for _, s := range d.GetStatus().GetAssignments() {
 		switch s.GetState() {
 		case deployerv1.AssignmentState_ASSIGNMENT_STATE_FAILED, deployerv1.AssignmentState_ASSIGNMENT_STATE_INSTALLED:
-			text := progress.Target(s)
-			if s.GetMessage() != "" {
-				text += ": " + s.GetMessage()
-			}
+			fmt.Fprintf(&b, "; %s: %s", progress.Target(s), output.Word(s.GetState()))
 			if s.GetReason() != "" {
-				text += " (" + s.GetReason() + ")"
+				fmt.Fprintf(&b, ", %s (%s)", s.GetMessage(), s.GetReason())
 			}
-			all = append(all, text)
 		}
 	}
-	return strings.Join(all, "; ")
+	return b.String()
 }
 
-func watchEnded(name string, last *deployerv1.Deployment, err error) error {
+func watchEnded(name string, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	_ = last
 	return exit.Errorf(exit.Timeout, "deployment/%s is not served yet: the time given by --timeout is over", name)
 }
 

@@ -185,7 +185,7 @@ func tokens() *Kind {
 			column("STATE", tokenState),
 			column("EXPIRES", func(m T, now time.Time) string { return output.Until(now, m.GetExpires()) }),
 			column("USED-BY", text(T.GetUsedBy)),
-			column("CREATED-BY", text(T.GetCreatedBy)),
+			column("CREATED-BY", text(func(m T) string { return Actor(m.GetCreatedBy()) })),
 			column("AGE", func(m T, now time.Time) string { return output.Age(now, m.GetCreated()) }),
 		},
 		list: func(ctx context.Context, c *connect.Client, size int32, token string) ([]proto.Message, string, error) {
@@ -210,4 +210,16 @@ func tokenState(m *deployerv1.JoinToken, now time.Time) string {
 		return "expired"
 	}
 	return "unused"
+}
+
+// Actor is a SPIFFE ID without its trust domain, which is the same for all.
+func Actor(id string) string {
+	rest, ok := strings.CutPrefix(id, "spiffe://")
+	if !ok {
+		return id
+	}
+	if _, path, ok := strings.Cut(rest, "/"); ok {
+		return path
+	}
+	return id
 }

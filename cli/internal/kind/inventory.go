@@ -78,7 +78,7 @@ func certificates() *Kind {
 		},
 		Columns: []Column{
 			column("FINGERPRINT", text(func(m T) string { return Short(m.GetCertificate().GetFingerprint()) })),
-			column("NAMES", text(func(m T) string { return Names(m.GetCertificate().GetNames(), 2) })),
+			column("NAMES", text(certificateNames)),
 			column("EXPIRES", func(m T, now time.Time) string { return output.Until(now, m.GetCertificate().GetNotAfter()) }),
 			column("OWNER", text(T.GetOwner)),
 			column("IDENTITY", text(T.GetIdentity)),
@@ -102,6 +102,14 @@ func certificates() *Kind {
 			return untyped(r.GetCertificates()), r.GetNextPageToken(), err
 		},
 	}
+}
+
+// certificateNames are what it is for; CA certificates have only a subject.
+func certificateNames(m *inventoryv1.KnownCertificate) string {
+	if names := Names(m.GetCertificate().GetNames(), 2); names != "" {
+		return names
+	}
+	return m.GetCertificate().GetSubject()
 }
 
 // CertificateHosts are the hosts a certificate is seen on now.
