@@ -85,8 +85,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	for range w.Rules.Workers {
 		free <- struct{}{}
 	}
+	left := make(chan struct{}, 1) // a request was left until later: when that is was not known before
 	for {
-		more := w.dispatch(ctx, free, &working)
+		more := w.dispatch(ctx, free, left, &working)
 		pause := w.pause(ctx)
 		if more { // all workers are busy: the next that is free wakes us
 			select {
@@ -101,13 +102,14 @@ func (w *Worker) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-wake:
+		case <-left:
 		case <-time.After(pause):
 		}
 	}
 }
 
 // dispatch claims as much as there are free workers, and reports whether more may wait.
-func (w *Worker) dispatch(ctx context.Context, free chan struct{}, working *sync.WaitGroup) bool {
+func (w *Worker) dispatch(ctx context.Context, free, left chan struct{}, working *sync.WaitGroup) bool {
 	n := len(free) // only this goroutine takes from it
 	if n == 0 {
 		return true
@@ -124,6 +126,10 @@ func (w *Worker) dispatch(ctx context.Context, free chan struct{}, working *sync
 		working.Go(func() {
 			defer func() { free <- struct{}{} }()
 			w.work(ctx, c)
+			select {
+			case left <- struct{}{}:
+			default:
+			}
 		})
 	}
 	return len(claims) == n
