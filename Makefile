@@ -79,6 +79,7 @@ fix-tidy: ## Tidy every go.mod
 .PHONY: docs
 docs: ## Write docs/reference from the code
 	@go run ./cli/cmd/sallyport docs docs/reference
+	@go run ./tests/reference
 
 .PHONY: verify-docs
 verify-docs: docs ## Reference docs are what the code says
