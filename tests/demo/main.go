@@ -139,7 +139,7 @@ func (d *demo) begin(ctx context.Context, challenges int) (corp, public place, e
 		deployment: "intranet", name: "intranet.corp.example", address: nginx.Address, software: "nginx",
 		target: fmt.Sprintf("connector: nginx\n    settings: {certificate: %s, key: %s, verify: %q, server_name: intranet.corp.example}",
 			nginx.Certificate, nginx.Key, nginx.Address),
-		allow: fmt.Sprintf("  nginx:\n    allow: [%s]\n    config: %s\n    prefix: %s\n    pid_file: %s\n", nginx.TLSDir, nginx.Config, filepath.Dir(nginx.Config), nginx.PIDFile),
+		allow: fmt.Sprintf("  nginx:\n    allow: [%s]\n    config: %s\n    pid_file: %s\n", nginx.TLSDir, nginx.Config, nginx.PIDFile),
 	}
 	return corp, public, nil
 }
@@ -163,7 +163,7 @@ func (d *demo) smallSite(ctx context.Context, id, name string) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	p.target = fmt.Sprintf("connector: files\n    settings: {certificate: %s, key: %s, hook: reload-%s, verify: %q, server_name: %s}", cert, key, id, p.address, name)
+	p.target = fmt.Sprintf("connector: files\n    settings: {certificate: %s, key: %s, reload: reload-%s, verify: %q, server_name: %s}", cert, key, id, p.address, name)
 	p.allow = fmt.Sprintf("hooks:\n  reload-%s: {command: [%s, hangup, %s]}\n", id, d.self, pid)
 	return p, lab.Await(ctx, 5*time.Second, "the small site", func() error { _, err := lab.Served(ctx, p.address, name); return err }, proc)
 }
@@ -267,16 +267,16 @@ func (d *demo) renew(ctx context.Context, p place) error {
 
 // verify checks the audit log without asking the control plane anything more.
 func (d *demo) verify(ctx context.Context) error {
-	fmt.Println("\nThe audit log, exported and verified offline:")
+	fmt.Println("\nThe audit log, exported and verified offline: sallyport audit verify audit.jsonl --key verifier")
 	export := filepath.Join(d.Dir, "audit.jsonl")
-	if _, err := d.plane.Do(ctx, "audit", "export", "--out", export); err != nil {
+	if _, err := d.plane.Do(ctx, "audit", "export", "--output", export); err != nil {
 		return err
 	}
-	out, err := d.plane.Do(ctx, "audit", "verify", export, "--key", export+".vkey")
+	out, err := d.plane.Do(ctx, "audit", "verify", export, "--key", filepath.Join(d.plane.Data, "audit", "verifier"))
 	if err != nil {
 		return err
 	}
-	fmt.Print("  " + strings.ReplaceAll(strings.TrimSpace(out), "\n", "\n  ") + "\n")
+	fmt.Printf("  %s\n", strings.ReplaceAll(strings.TrimSpace(out), "\n", "\n  "))
 	return nil
 }
 

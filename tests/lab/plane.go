@@ -177,7 +177,7 @@ func (l *Lab) Host(ctx context.Context, name, tokenFile string, o HostOptions) (
 		return nil, err
 	}
 	h := &Host{Name: name, Config: filepath.Join(dir, "agent.yaml"), State: filepath.Join(dir, "state"), lab: l}
-	config := fmt.Sprintf("server: %s\nstate: %s\nhost: %s\n%s", o.Server, h.State, name, o.Extra)
+	config := fmt.Sprintf("server: %s\nstate_dir: %s\nhost: %s\n%s", o.Server, h.State, name, o.Extra)
 	if err := os.WriteFile(h.Config, []byte(config), 0o600); err != nil {
 		return nil, err
 	}
