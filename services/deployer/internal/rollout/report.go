@@ -68,7 +68,7 @@ func Judge(a Assignment, r Report) Verdict {
 }
 
 func judgeServed(a Assignment, r Report) Verdict {
-	if a.Certificate.Fingerprint == "" { // nothing was assigned yet that could be served
+	if !a.installable() {
 		return Verdict{Stale: true}
 	}
 	if r.Served != a.Certificate.Fingerprint {
@@ -82,12 +82,17 @@ func judgeServed(a Assignment, r Report) Verdict {
 
 func judgeInstalled(a Assignment) Verdict {
 	switch {
-	case a.Certificate.Fingerprint == "":
+	case !a.installable():
 		return Verdict{Stale: true}
 	case a.State == Served || a.State == Installed:
 		return Verdict{}
 	}
 	return Verdict{Event: Install}
+}
+
+// installable says that the agent was given a certificate in this attempt.
+func (a Assignment) installable() bool {
+	return a.Certificate.Fingerprint != "" && a.State != Assigned && a.State != Requested
 }
 
 func judgeFailure(a Assignment, v Verdict) Verdict {
