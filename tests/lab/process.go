@@ -75,6 +75,8 @@ type Command struct {
 	Env []string
 	// UID runs the program as this user and group when it is not 0.
 	UID uint32
+	// Dir is where it runs; the lab's folder when empty.
+	Dir string
 	// Prefix is put before the program, such as "ip netns exec X".
 	Prefix []string
 }
@@ -115,6 +117,9 @@ func (l *Lab) command(ctx context.Context, c Command) *exec.Cmd {
 	args = append(args, c.Args...)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = l.Dir
+	if c.Dir != "" {
+		cmd.Dir = c.Dir
+	}
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + l.Dir, "LANG=C.UTF-8", "NO_COLOR=1"}, c.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if c.UID != 0 {

@@ -24,6 +24,8 @@ import (
 // Site is a TLS server with its certificate in files.
 type Site struct {
 	*Process
+	// Kind is the software: "nginx" or "haproxy".
+	Kind string
 	// Address is where it serves TLS.
 	Address string
 	// TLSDir is the folder the certificate lies in, the one that an agent must be allowed to write.
@@ -39,6 +41,7 @@ type Site struct {
 
 	lab     *Lab
 	command Command
+	enter   func(func() error) error // runs a function where the server is
 }
 
 // ErrNotInstalled says that the server is not on this machine.
@@ -46,14 +49,24 @@ var ErrNotInstalled = errors.New("not installed")
 
 // Nginx starts nginx with one TLS site for name, on a self-signed certificate to begin with.
 func (l *Lab) Nginx(ctx context.Context, id, name string) (*Site, error) {
+	port, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	return l.NginxAt(ctx, id, name, fmt.Sprintf("127.0.0.1:%d", port), nil, func(f func() error) error { return f() })
+}
+
+// NginxAt is Nginx at an address of another network namespace: prefix starts a program there, enter runs a function there.
+func (l *Lab) NginxAt(ctx context.Context, id, name, address string, prefix []string, enter func(func() error) error) (*Site, error) {
 	bin, err := look("nginx")
 	if err != nil {
 		return nil, err
 	}
-	s, port, err := l.site(id, name)
+	s, _, err := l.site("nginx", id, name)
 	if err != nil {
 		return nil, err
 	}
+	s.Address, s.enter = address, enter
 	dir := filepath.Join(l.Dir, id)
 	config := fmt.Sprintf(`worker_processes 2;
 pid %[1]s/nginx.pid;
@@ -64,19 +77,19 @@ http {
   access_log off;
   client_body_temp_path %[1]s/tmp; proxy_temp_path %[1]s/tmp; fastcgi_temp_path %[1]s/tmp; uwsgi_temp_path %[1]s/tmp; scgi_temp_path %[1]s/tmp;
   server {
-    listen 127.0.0.1:%[2]d ssl;
+    listen %[2]s ssl;
     server_name %[3]s;
     ssl_certificate %[4]s;
     ssl_certificate_key %[5]s;
     location / { return 200 "served by nginx\n"; }
   }
 }
-`, dir, port, name, s.Certificate, s.Key)
+`, dir, address, name, s.Certificate, s.Key)
 	s.Config, s.PIDFile = filepath.Join(dir, "nginx.conf"), filepath.Join(dir, "nginx.pid")
 	if err := os.WriteFile(s.Config, []byte(config), 0o644); err != nil {
 		return nil, err
 	}
-	s.command = Command{Name: id, Path: bin, Args: []string{"-p", dir, "-c", s.Config, "-e", filepath.Join(dir, "error.log")}}
+	s.command = Command{Name: id, Path: bin, Args: []string{"-p", dir, "-c", s.Config, "-e", filepath.Join(dir, "error.log")}, Prefix: prefix}
 	return s, s.Restart(ctx)
 }
 
@@ -86,7 +99,7 @@ func (l *Lab) HAProxy(ctx context.Context, id, name string) (*Site, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, port, err := l.site(id, name)
+	s, port, err := l.site("haproxy", id, name)
 	if err != nil {
 		return nil, err
 	}
@@ -127,9 +140,9 @@ func look(name string) (string, error) {
 }
 
 // site prepares the folder of one server.
-func (l *Lab) site(id, name string) (*Site, int, error) {
+func (l *Lab) site(kind, id, name string) (*Site, int, error) {
 	dir := filepath.Join(l.Dir, id)
-	s := &Site{lab: l, TLSDir: filepath.Join(dir, "tls")}
+	s := &Site{lab: l, enter: func(f func() error) error { return f() }, Kind: kind, TLSDir: filepath.Join(dir, "tls")}
 	s.Certificate, s.Key = filepath.Join(s.TLSDir, "site.pem"), filepath.Join(s.TLSDir, "site.key")
 	for _, d := range []string{s.TLSDir, filepath.Join(dir, "tmp")} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -157,9 +170,24 @@ func (s *Site) Restart(ctx context.Context) error {
 	}
 	s.Process = p
 	return Await(ctx, 10*time.Second, s.Name+" to serve", func() error {
-		_, err := Served(ctx, s.Address, "")
-		return err
+		return s.enter(func() error {
+			_, err := Served(ctx, s.Address, "")
+			return err
+		})
 	}, p)
+}
+
+// Connector is the YAML, below "connectors:", by which an agent's configuration enables the site's software.
+func (s *Site) Connector() string {
+	return fmt.Sprintf("  %s:\n    allow: [%s]\n    config: %s\n    pid_file: %s\n", s.Kind, s.TLSDir, s.Config, s.PIDFile)
+}
+
+// Settings are those of a target that is this site.
+func (s *Site) Settings() map[string]string {
+	if s.Kind == "haproxy" {
+		return map[string]string{"combined": s.Certificate, "verify": s.Address}
+	}
+	return map[string]string{"certificate": s.Certificate, "key": s.Key, "verify": s.Address}
 }
 
 // Served asks the TLS server at address for name and gives the chain it shows, leaf first, whoever issued it.
