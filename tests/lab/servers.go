@@ -106,6 +106,9 @@ func (l *Lab) HAProxy(ctx context.Context, id, name string) (*Site, error) {
 	dir := filepath.Join(l.Dir, id)
 	s.Certificate = filepath.Join(s.TLSDir, "site.pem")
 	s.Key = ""
+	if err := os.Remove(s.Certificate); err != nil { // with a key in it, it must not be readable by all
+		return nil, err
+	}
 	if err := SelfSigned(name, s.Certificate, s.Certificate); err != nil {
 		return nil, err
 	}

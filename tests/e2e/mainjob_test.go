@@ -1,0 +1,111 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/sallyport-pki/sallyport/tests/lab"
+)
+
+// TestMainJob is issue, install, serve and renew from the company's own CA, with all data in SQLite, and in PostgreSQL.
+func TestMainJob(t *testing.T) {
+	t.Parallel()
+	for _, store := range []string{"sqlite", "postgres"} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			config := ""
+			if store == "postgres" {
+				servers := lab.New(t.TempDir(), "")
+				t.Cleanup(servers.Close)
+				config = fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", ok(servers.Postgres(t.Context(), "postgres"))(t))
+			}
+			w := newWorld(t, config)
+			t.Run("software", func(t *testing.T) {
+				for _, software := range []string{"nginx", "haproxy", "files"} {
+					t.Run(software, func(t *testing.T) {
+						t.Parallel()
+						mainJob(t, w, software)
+					})
+				}
+			})
+			stored(t, w, store)
+		})
+	}
+}
+
+func mainJob(t *testing.T, w *world, software string) {
+	var h *host
+	switch software {
+	case "nginx":
+		h = w.nginx(t, "shop", "")
+	case "haproxy":
+		h = w.haproxy(t, "pay", "")
+	case "files": // the connector that knows nothing of the server, with a reload hook of the host's own
+		site := ok(w.Nginx(t.Context(), "app-nginx", "app.example.com"))(t)
+		h = w.enrolWith(t, "app", site, watching+files_(site)+"hooks:\n  reload-web: {command: [/usr/sbin/nginx, -c, "+site.Config+", -s, reload]}\n")
+	}
+	before := h.served(t)
+	if software == "files" {
+		settings := h.site.Settings()
+		settings["reload"] = "reload-web"
+		h.deployWith(t, "corp", "files", settings, "")
+	} else {
+		h.deploy(t, "corp")
+	}
+	w.do(t, "watch", "deployment", h.Name, "--timeout", "30s")
+	first := h.healthy(t, 1)
+	if first.Equal(before) {
+		t.Fatal("the placeholder is still served")
+	}
+	roots := w.root(t, "corp")
+	h.trusted(t, roots)
+
+	clients := begin(t, h, roots)
+	keys := map[string]bool{h.keepKey(t): true}
+	last := first
+	for generation := int64(2); generation <= 3; generation++ {
+		h.renew(t)
+		leaf := h.healthy(t, generation)
+		if leaf.Equal(last) {
+			t.Fatalf("generation %d is served with the certificate before it", generation)
+		}
+		keys[h.keepKey(t)] = true
+		last = leaf
+	}
+	clients.end(t, first, last)
+	if len(keys) != 3 {
+		t.Errorf("%d keys in 3 generations", len(keys))
+	}
+	if left := h.leftovers(t); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	h.noPendingKeys(t)
+	h.listensOnNothing(t)
+	for _, kind := range []string{"deployer.deployment.applied", "deployer.assignment.assigned", "deployer.assignment.requested", "issuer.request.issued", "deployer.assignment.issued", "deployer.assignment.served"} {
+		w.awaitRecord(t, kind, h.Name, "")
+	}
+	if found, _ := w.keys.find(t, h.site.TLSDir); found == "" {
+		t.Error("the search for private keys does not even find the one in use")
+	}
+}
+
+func files_(site *lab.Site) string {
+	return fmt.Sprintf("connectors:\n  files:\n    allow: [%s]\n", site.TLSDir)
+}
+
+// stored makes sure that the data lies where it was meant to.
+func stored(t *testing.T, w *world, store string) {
+	t.Helper()
+	databases, err := filepath.Glob(filepath.Join(w.plane.Data, "*.db"))
+	must(t, err)
+	if store == "sqlite" && len(databases) != 4 || store == "postgres" && len(databases) != 0 {
+		t.Errorf("with %s there are the SQLite files %v", store, databases)
+	}
+	config := ok(os.ReadFile(filepath.Join(w.Dir, "control.yaml")))(t)
+	if strings.Contains(string(config), "driver: postgres") != (store == "postgres") {
+		t.Errorf("the control plane was configured for another store:\n%s", config)
+	}
+}
