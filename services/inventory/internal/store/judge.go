@@ -60,13 +60,21 @@ func (s *Store) JudgeDue(ctx context.Context, l finding.Limits, most int) (int, 
 			return err
 		}
 		now := s.now()
-		subjects, err := texts(ctx, tx, `DELETE FROM due WHERE subject IN (SELECT subject FROM due WHERE at <= $1 ORDER BY at, subject LIMIT $2) RETURNING subject`, db.FromTime(now), most)
+		subjects, err := texts(ctx, tx, `SELECT subject FROM due WHERE at <= $1 ORDER BY at, subject LIMIT $2`, db.FromTime(now), most)
 		if err != nil {
 			return err
 		}
 		n = len(subjects)
 		if n == 0 {
 			return nil
+		}
+		// In the order in which facts are projected: hosts, then what is due.
+		if err := lockHosts(ctx, tx, subjects); err != nil {
+			return err
+		}
+		var args []any
+		if _, err := tx.Exec(ctx, `DELETE FROM due WHERE subject IN `+db.In(&args, subjects), args...); err != nil {
+			return err
 		}
 		g, err := gather(ctx, tx, subjects)
 		if err != nil {
@@ -92,6 +100,22 @@ func (s *Store) JudgeDue(ctx context.Context, l finding.Limits, most int) (int, 
 		return insert(ctx, tx, `due (subject, at)`, again, `ON CONFLICT DO NOTHING`)
 	})
 	return n, err
+}
+
+// lockHosts keeps hosts from reporting while they are judged: a heartbeat looks whether there is a finding that it ends.
+func lockHosts(ctx context.Context, tx db.Tx, subjects []string) error {
+	var names []string
+	for _, subject := range subjects {
+		if kind, name := finding.SplitSubject(subject); kind == finding.Hosts {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	var args []any
+	_, err := tx.Exec(ctx, `UPDATE host SET name = name WHERE name IN `+db.In(&args, names), args...)
+	return err
 }
 
 // Review judges subjects of which nobody said that they changed, and has those judged again whose findings, sums or next
