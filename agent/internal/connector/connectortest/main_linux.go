@@ -47,7 +47,7 @@ func Main(m *testing.M) {
 // and gives a function that makes it read-only.
 func Tmpfs(t testing.TB, dir string, size int) (readOnly func()) {
 	t.Helper()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0755", size)); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", size)); err != nil {
 		t.Fatalf("mounting a tmpfs: %v", err)
 	}
 	t.Cleanup(func() {

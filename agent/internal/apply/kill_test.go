@@ -1,0 +1,239 @@
+//go:build linux
+
+package apply_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/apply"
+	"github.com/sallyport-pki/sallyport/agent/internal/connector"
+	"github.com/sallyport-pki/sallyport/agent/internal/connector/nginx"
+	"github.com/sallyport-pki/sallyport/agent/internal/connector/pemfile"
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/internal/pki"
+)
+
+const victimVar = "SALLYPORT_VICTIM"
+
+// order is what a victim is to do.
+type order struct {
+	Resume                   bool
+	TLS, Binary, Config, PID string
+	State                    string
+	Settings                 map[string]string
+	Chain                    [][]byte
+	Key                      []byte
+}
+
+// victim is a process of its own that installs, or resumes, and is killed at it.
+func victim() {
+	runtime.LockOSThread() // strace counts system calls by thread
+	if err := obey(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func obey() error {
+	var o order
+	if err := json.Unmarshal([]byte(os.Getenv(victimVar)), &o); err != nil {
+		return err
+	}
+	cfg := nginx.Config{Config: pemfile.Config{Allow: []string{o.TLS}}, Binary: o.Binary, Main: o.Config, PIDFile: o.PID}
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	conn, err := nginx.New(cfg, nil)
+	if err != nil {
+		return err
+	}
+	journal, err := disk.OpenFolder(o.State, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	m, err := apply.New(apply.Config{
+		Journal: journal, VerifyWait: 5 * time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Place: func(_ string, settings map[string]string) (connector.Place, error) { return conn.At(settings) },
+	})
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	if o.Resume {
+		reports, err := m.Resume(ctx)
+		for _, r := range reports {
+			err = errors.Join(err, m.Done(r.Assignment))
+		}
+		return err
+	}
+	chain, err := pki.ParseChainDER(o.Chain)
+	if err != nil {
+		return err
+	}
+	key, err := x509.ParsePKCS8PrivateKey(o.Key)
+	if err != nil {
+		return err
+	}
+	pair, err := connector.NewPair(chain, key.(crypto.Signer), time.Now())
+	if err != nil {
+		return err
+	}
+	place, err := conn.At(o.Settings)
+	if err != nil {
+		return err
+	}
+	r := m.Install(ctx, apply.Job{Assignment: "a1", Generation: 3, Attempt: 2, Connector: "nginx", Settings: o.Settings}, place, pair)
+	if r.Outcome != apply.Served {
+		return fmt.Errorf("%+v", r)
+	}
+	return m.Done("a1")
+}
+
+func (l *lab) order() order {
+	l.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(l.new.Key())
+	if err != nil {
+		l.Fatal(err)
+	}
+	o := order{TLS: l.TLS, Binary: l.Binary(), Config: l.Config, PID: l.PIDFile, State: l.state, Settings: l.settings, Key: der}
+	for _, c := range l.new.Chain() {
+		o.Chain = append(o.Chain, c.Raw)
+	}
+	return o
+}
+
+// killAt runs a victim that is killed at its nth system call of that kind, and
+// says whether it was; else it has come to its end.
+func (l *lab) killAt(o order, call string, n int) bool {
+	l.Helper()
+	data, err := json.Marshal(o)
+	if err != nil {
+		l.Fatal(err)
+	}
+	cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+call, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", call, n), os.Args[0])
+	cmd.Env = append(os.Environ(), victimVar+"="+string(data), "GOMAXPROCS=1")
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		return false
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		l.Fatalf("strace is needed (make tools): %v", err)
+	}
+	if ws := exit.Sys().(syscall.WaitStatus); ws.Signaled() && ws.Signal() == syscall.SIGKILL || ws.ExitStatus() == 128+int(syscall.SIGKILL) {
+		return true
+	}
+	l.Fatalf("the victim failed by itself: %v\n%s", err, out)
+	return false
+}
+
+// recover starts the agent anew, as it were, and sees that all is whole.
+func (l *lab) recover(what string) (installed bool) {
+	l.Helper()
+	m := machine(l.T, l.state, l.conn)
+	reports, err := m.Resume(l.Context())
+	if err != nil {
+		l.Fatalf("%s: %v", what, err)
+	}
+	for _, r := range reports {
+		if r.Outcome != apply.Served && r.Reason != apply.ReasonInterrupted {
+			l.Errorf("%s: reported %s %s (%s)", what, r.Outcome, r.Reason, r.Message)
+		}
+		if err := m.Done(r.Assignment); err != nil {
+			l.Fatal(err)
+		}
+	}
+	place, err := l.conn.At(l.settings)
+	if err != nil {
+		l.Fatal(err)
+	}
+	found, err := place.Inspect(l.Context())
+	if err != nil || !found.Whole() {
+		l.Fatalf("%s: no whole pair: %q, %v", what, found.Problem, err)
+	}
+	installed = found.Has(l.new.Leaf())
+	if !installed && !found.Has(l.old.Leaf()) {
+		l.Fatalf("%s: a strange pair", what)
+	}
+	for _, dir := range []string{l.TLS, l.state} {
+		entries, err := os.ReadDir(dir)
+		if err != nil || dir == l.TLS && len(entries) != 2 || dir == l.state && len(entries) != 0 {
+			l.Fatalf("%s: something is left in %s: %v, %v", what, dir, entries, err)
+		}
+	}
+	if installed {
+		l.MustShow(l.new)
+	} else {
+		l.MustShow(l.old)
+	}
+	return installed
+}
+
+// reset brings the old pair back.
+func (l *lab) reset() {
+	l.Helper()
+	l.Put(l.old)
+	l.Signal(syscall.SIGHUP)
+	l.MustShow(l.old)
+}
+
+// TestKilledAnywhere kills an installation at each system call that changes the
+// disk or tells the server, and sees that the next start makes it whole.
+func TestKilledAnywhere(t *testing.T) {
+	l := newLab(t, "")
+	l.Start()
+	kills, forward := 0, 0
+	for _, call := range []string{"fsync", "renameat", "linkat", "unlinkat", "fchmod", "fchown", "pidfd_send_signal"} {
+		for n := 1; l.killAt(l.order(), call, n); n++ {
+			kills++
+			if l.recover(fmt.Sprintf("killed at %s %d", call, n)) {
+				forward++
+			}
+			l.reset()
+		}
+		l.reset()
+	}
+	if kills < 25 || forward == 0 || forward == kills {
+		t.Errorf("%d kills, %d of them ended with the new pair: the kills do not hit what they should", kills, forward)
+	}
+	t.Logf("%d kills, %d of them ended with the new pair", kills, forward)
+}
+
+// TestKilledTwice kills the recovery too.
+func TestKilledTwice(t *testing.T) {
+	l := newLab(t, "")
+	l.Start()
+	kills := 0
+	for n := 1; n < 20; n++ {
+		for m := 1; m < 20; m++ {
+			if !l.killAt(l.order(), "renameat", n) {
+				if kills < 10 {
+					t.Errorf("%d kills: they do not hit what they should", kills)
+				}
+				return
+			}
+			o := l.order()
+			o.Resume = true
+			again := l.killAt(o, "renameat,unlinkat", m)
+			kills++
+			l.recover(fmt.Sprintf("killed at renameat %d, then %d", n, m))
+			l.reset()
+			if !again {
+				break
+			}
+		}
+	}
+}
