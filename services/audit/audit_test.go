@@ -76,6 +76,11 @@ func (w *world) start() *running {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	return w.run(s)
+}
+
+func (w *world) run(s *audit.Service) *running {
+	w.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx) }()

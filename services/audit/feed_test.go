@@ -12,8 +12,18 @@ import (
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
 )
 
-// fed reads everything in the stream of records and gives the position after the last; the first must be from.
+// fed reads everything in the stream of records and gives the position after the last; the first must be from. The records are
+// of the world's facts in order.
 func (w *world) fed(from uint64) uint64 {
+	w.t.Helper()
+	return w.lines(from, func(position uint64, line []byte) bool {
+		r, err := auditlog.ParseRecord(line)
+		return err == nil && r.Subject == "requests/"+strconv.FormatUint(position+1, 10)
+	})
+}
+
+// lines is fed for records that right finds right.
+func (w *world) lines(from uint64, right func(position uint64, line []byte) bool) uint64 {
 	w.t.Helper()
 	stream, err := w.js.Stream(w.t.Context(), event.AuditStream)
 	if err != nil {
@@ -38,9 +48,8 @@ func (w *world) fed(from uint64) uint64 {
 			w.t.Fatalf("message %d says %s records and has %d in %d bytes", seq, m.Header.Get("Sallyport-Count"), len(lines), len(m.Data))
 		}
 		for i, line := range lines {
-			r, err := auditlog.ParseRecord(line)
-			if err != nil || r.Subject != "requests/"+strconv.FormatUint(first+uint64(i)+1, 10) {
-				w.t.Fatalf("position %d: %+v %v", first+uint64(i), r, err)
+			if !right(first+uint64(i), line) {
+				w.t.Fatalf("position %d has %s", first+uint64(i), line)
 			}
 		}
 		next = first + uint64(len(lines))

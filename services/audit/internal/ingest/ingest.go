@@ -22,7 +22,7 @@ const (
 	// Durable is the consumer's name at JetStream, for ever.
 	Durable = "audit"
 
-	ackWait     = 60 * time.Second
+	ackWait     = 10 * time.Second     // how long after a crash what it had taken comes again; too early costs a look at the index
 	prefetch    = 64                   // messages, each of at most event.MaxSize
 	batchEvents = 4096                 // events recorded together, give or take a message
 	linger      = 2 * time.Millisecond // waited for more messages to share a batch
