@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -232,6 +233,17 @@ func (p *Pebble) Resolve(name, ip string) { p.dns.AddDNSARecord(name, []string{i
 
 // Issued counts the certificates issued.
 func (p *Pebble) Issued() int { return int(p.issued.Load()) }
+
+// Replaced reports whether a later order has said that it replaces the certificate (RFC 9773 section 5) and was fulfilled.
+func (p *Pebble) Replaced(cert *x509.Certificate) bool {
+	order, err := p.store.GetOrderByIssuedSerial(hex.EncodeToString(cert.SerialNumber.Bytes()))
+	if err != nil {
+		return false
+	}
+	order.RLock()
+	defer order.RUnlock()
+	return order.IsReplaced
+}
 
 // RootPEM is the root of what is issued.
 func (p *Pebble) RootPEM(ctx context.Context) ([]byte, error) {

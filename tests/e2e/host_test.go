@@ -71,7 +71,9 @@ func (h *host) configure(t *testing.T, change func(string) string) {
 }
 
 // deploy applies identity and deployment of the host's site.
-func (h *host) deploy(t *testing.T, profile string) { h.deployWith(t, profile, h.site.Kind, h.site.Settings(), "") }
+func (h *host) deploy(t *testing.T, profile string) {
+	h.deployWith(t, profile, h.site.Kind, h.site.Settings(), "")
+}
 
 func (h *host) deployWith(t *testing.T, profile, connector string, settings map[string]string, extra string) {
 	t.Helper()
