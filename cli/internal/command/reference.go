@@ -147,7 +147,10 @@ func commandsPage(root *cobra.Command) []byte {
 		fmt.Fprintf(&b, "| %d | %s |\n", int(r.Code), r.Meaning)
 	}
 	walkCommands(root, func(cmd *cobra.Command) {
-		fmt.Fprintf(&b, "\n## %s\n%s.\n\n```\n%s\n```\n", cmd.CommandPath(), strings.TrimSuffix(cmd.Short, "."), cmd.UseLine())
+		fmt.Fprintf(&b, "\n## %s\n%s.\n", cmd.CommandPath(), strings.TrimSuffix(cmd.Short, "."))
+		if !cmd.HasSubCommands() {
+			fmt.Fprintf(&b, "\n```\n%s\n```\n", cmd.UseLine())
+		}
 		if len(cmd.Aliases) > 0 {
 			fmt.Fprintf(&b, "\nAlso: %s\n", strings.Join(cmd.Aliases, ", "))
 		}

@@ -1,6 +1,7 @@
 package serve
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -14,8 +15,8 @@ import (
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
 )
 
-// brokerReady bounds how long JetStream may take to recover its files.
-const brokerReady = 2 * time.Minute
+// brokerReady bounds how long the broker may take once its store is open.
+const brokerReady = 10 * time.Second
 
 // broker is the NATS server inside the process: JetStream in files, fsync on
 // every write, no listener.
@@ -36,12 +37,13 @@ func startBroker(ctx context.Context, dir string, log *slog.Logger) (*broker, er
 	if err != nil {
 		return nil, exit.Errorf(exit.Data, "opening the event store %s: %w: restore it from the backup; or remove it, and events that no service had taken yet are lost", dir, err)
 	}
-	s.SetLoggerV2(brokerLog{log}, false, false, false)
+	said := &brokerLog{log: log}
+	s.SetLoggerV2(said, false, false, false)
 	b := &broker{server: s}
-	s.Start()
-	if !s.ReadyForConnections(brokerReady) || !s.JetStreamEnabled() {
+	s.Start() // opens the store before it returns
+	if said.fatal != "" || !s.ReadyForConnections(brokerReady) || !s.JetStreamEnabled() {
 		b.stop()
-		return nil, exit.Errorf(exit.Data, "the event store %s could not be opened (the log says why): restore it from the backup; or remove it, and events that no service had taken yet are lost", dir)
+		return nil, surroundings(exit.Errorf(exit.Data, "opening the event store %s: %s: restore it from the backup; or remove it, and events that no service had taken yet are lost", dir, cmp.Or(said.fatal, "it does not get ready")))
 	}
 	own, err := b.connect("streams")
 	if err == nil {
@@ -74,11 +76,19 @@ func (b *broker) stop() {
 
 // brokerLog passes the broker's complaints on; its notices are of no use to an
 // operator of Sallyport.
-type brokerLog struct{ log *slog.Logger }
+type brokerLog struct {
+	log   *slog.Logger
+	fatal string // why it could not start
+}
 
-func (l brokerLog) Noticef(format string, v ...any) { l.log.Debug(fmt.Sprintf("nats: "+format, v...)) } //nolint:sloglint // a callback without a context
-func (l brokerLog) Warnf(format string, v ...any)   { l.log.Warn(fmt.Sprintf("nats: "+format, v...)) }  //nolint:sloglint // a callback without a context
-func (l brokerLog) Fatalf(format string, v ...any)  { l.log.Error(fmt.Sprintf("nats: "+format, v...)) } //nolint:sloglint // a callback without a context
-func (l brokerLog) Errorf(format string, v ...any)  { l.log.Error(fmt.Sprintf("nats: "+format, v...)) } //nolint:sloglint // a callback without a context
-func (l brokerLog) Debugf(string, ...any)           {}
-func (l brokerLog) Tracef(string, ...any)           {}
+func (l *brokerLog) tell(level slog.Level, format string, v []any) {
+	l.log.Log(context.Background(), level, fmt.Sprintf("nats: "+format, v...)) //nolint:sloglint // a callback without a context
+}
+
+// Fatalf is called by Start before it gives up.
+func (l *brokerLog) Fatalf(format string, v ...any)  { l.fatal = fmt.Sprintf(format, v...) }
+func (l *brokerLog) Errorf(format string, v ...any)  { l.tell(slog.LevelError, format, v) }
+func (l *brokerLog) Warnf(format string, v ...any)   { l.tell(slog.LevelWarn, format, v) }
+func (l *brokerLog) Noticef(format string, v ...any) { l.tell(slog.LevelDebug, format, v) }
+func (l *brokerLog) Debugf(string, ...any)           {}
+func (l *brokerLog) Tracef(string, ...any)           {}
