@@ -9,6 +9,7 @@ package reconcile
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -297,16 +298,22 @@ func (r *Reconciler) pair(ctx context.Context, a plan.Assignment, found connecto
 // watch looks whether an installed certificate still is where it belongs.
 func (r *Reconciler) watch(ctx context.Context, a plan.Assignment, place connector.Place, last apply.Report) {
 	leaf := a.Chain[0]
-	found, err := place.Inspect(ctx)
+	now, sight, err := look(ctx, place, leaf, last)
+	if err == nil && now.Reason == ReasonFilesChanged && last.Reason != ReasonFilesChanged { // somebody may be at it just now
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(settled):
+			now, sight, err = look(ctx, place, leaf, last)
+		}
+	}
+	if ctx.Err() != nil {
+		return
+	}
 	if err != nil {
 		r.trouble(ctx, a, err)
 		return
 	}
-	sight := place.Verify(ctx, leaf, settled)
-	if ctx.Err() != nil {
-		return
-	}
-	now := judge(found, leaf, sight, last)
 	if now.Outcome == last.Outcome && now.Reason == last.Reason && (now.Outcome != apply.Drifted || now.Served == last.Served) {
 		return
 	}
@@ -317,6 +324,16 @@ func (r *Reconciler) watch(ctx context.Context, a plan.Assignment, place connect
 	}
 	r.Log.Log(ctx, level, "what is served has changed", "assignment", a.Assignment, "outcome", string(now.Outcome), "reason", now.Reason, "message", now.Message)
 	r.conclude(ctx, report)
+}
+
+// look asks the server first: while it is waited for, the files may change.
+func look(ctx context.Context, place connector.Place, leaf *x509.Certificate, last apply.Report) (verdict, connector.Sight, error) {
+	sight := place.Verify(ctx, leaf, settled)
+	found, err := place.Inspect(ctx)
+	if err != nil {
+		return verdict{}, sight, err
+	}
+	return judge(found, leaf, sight, last), sight, nil
 }
 
 func (r *Reconciler) refuse(ctx context.Context, a plan.Assignment, err error) {
