@@ -364,6 +364,19 @@ func (s *Store) tell(ctx context.Context, tx db.Tx, c *Claim, from issuance.Stat
 // ReportChallenge notes what the host of a challenge says. Telling the same twice, or too late, is no error. wait gives the
 // pause before the host is asked again, by the number of failures in a row.
 func (s *Store) ReportChallenge(ctx context.Context, id string, ready bool, message string, wait func(failures int) time.Duration) error {
+	var err error
+	for range reportTries {
+		if err = s.reportChallenge(ctx, id, ready, message, wait); fault.KindOf(err) != fault.Conflict {
+			return err
+		}
+	}
+	return err
+}
+
+// reportTries is how often a report is looked at again because another came at the same moment.
+const reportTries = 3
+
+func (s *Store) reportChallenge(ctx context.Context, id string, ready bool, message string, wait func(failures int) time.Duration) error {
 	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		c, err := scanChallenge(tx.QueryRow(ctx, `SELECT `+challengeColumns+` FROM challenge WHERE id = $1`, id))
 		if noRows(err) {
