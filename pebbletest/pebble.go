@@ -137,19 +137,26 @@ func (p *Pebble) newFrontEnd(o Options, logger *log.Logger, resolver string, pro
 		"PEBBLE_WFE_NONCEREJECT": fmt.Sprint(o.BadNonces),
 		"PEBBLE_AUTHZREUSE":      fmt.Sprint(o.AuthorizationReuse),
 	} {
-		old, had := os.LookupEnv(name)
-		os.Setenv(name, value)
-		defer func() {
-			if had {
-				os.Setenv(name, old)
-			} else {
-				os.Unsetenv(name)
-			}
-		}()
+		defer restoreEnv(name)()
+		if err := os.Setenv(name, value); err != nil {
+			panic(err) // only a name with a "=" or a NUL byte gives one
+		}
 	}
 	authority := ca.New(logger, p.store, "", "ecdsa", 0, 1, profiles)
 	validation := va.New(logger, o.HTTPPort, 443, true, resolver, p.store)
 	return wfe.New(logger, p.store, validation, authority, []string{"pebble.example"}, true, len(o.EABKeys) > 0, 0, 0)
+}
+
+// restoreEnv gives a function that puts the variable back to what it is now.
+func restoreEnv(name string) func() {
+	old, had := os.LookupEnv(name)
+	return func() {
+		if had {
+			_ = os.Setenv(name, old)
+		} else {
+			_ = os.Unsetenv(name)
+		}
+	}
 }
 
 // startDNS starts a DNS server that resolves every name to 127.0.0.1. Pebble asks over TCP.
