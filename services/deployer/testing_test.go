@@ -6,12 +6,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"math/big"
-	"net"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -667,6 +664,7 @@ const (
 	unverified  = deployerv1.DeploymentState_DEPLOYMENT_STATE_UNVERIFIED
 )
 
-var _ = errors.New
-var _ net.Conn
-var _ = sha256.Sum256
+// sighting is a certificate of that many bytes in a file.
+func sighting(location string, size int) *eventv1.Sighting {
+	return &eventv1.Sighting{Role: eventv1.SightingRole_SIGHTING_ROLE_FILE, Location: location, Chain: [][]byte{make([]byte, size)}}
+}
