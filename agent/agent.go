@@ -286,7 +286,7 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, client a
 		return nil, err
 	}
 	keeper, err := enroll.NewKeeper(enroll.KeeperConfig{
-		Store: ids, Client: client, Info: a.info, Log: a.log, Now: a.now, Renewed: l.reset,
+		Store: ids, Client: client, Info: a.info, Log: a.log, Now: a.now, Renewed: func() { l.reset(); talk.TryAgain() },
 		Dial: func(src identity.Source, anonymous bool) (*grpc.ClientConn, error) {
 			return rpc.Dial(rpc.ClientConfig{
 				Address: a.cfg.Server, Service: string(identity.RoleDeployer), Source: src, Anonymous: anonymous, Dialer: a.dialer, Now: a.now,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,7 +14,9 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/agenttest"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/pki"
 )
 
 func TestStreamGoesOnWhereItLeftOff(t *testing.T) {
@@ -225,4 +228,10 @@ func TestNotEnrolled(t *testing.T) {
 	w.run()
 	w.Assign(w.assignment())
 	w.want(w.Report(1), served, "")
+}
+
+func seen(sightings []*eventv1.Sighting, location, fingerprint string) bool {
+	return slices.ContainsFunc(sightings, func(s *eventv1.Sighting) bool {
+		return s.GetLocation() == location && string(pki.FingerprintOf(s.GetChain()[0])) == fingerprint
+	})
 }

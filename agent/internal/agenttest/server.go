@@ -566,3 +566,6 @@ func (s *Server) Assigned() []string {
 	defer s.mu.Unlock()
 	return slices.Sorted(maps.Keys(s.assigned))
 }
+
+// KeyLocked is Key for a function given to Fail, which runs under the lock.
+func (s *Server) KeyLocked(host string) string { return s.keys[host][0] }

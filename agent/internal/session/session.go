@@ -41,14 +41,27 @@ type Config struct {
 }
 
 // Session talks to the server.
-type Session struct{ Config }
+type Session struct {
+	Config
+	listenAgain, sendAgain chan struct{}
+}
 
 // New makes a session.
 func New(cfg Config) (*Session, error) {
 	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Changed == nil || cfg.Silence <= 0 || cfg.Log == nil {
 		return nil, errors.New("session: incomplete configuration")
 	}
-	return &Session{cfg}, nil
+	return &Session{Config: cfg, listenAgain: make(chan struct{}, 1), sendAgain: make(chan struct{}, 1)}, nil
+}
+
+// TryAgain ends the pauses: what was refused may be let in now.
+func (s *Session) TryAgain() {
+	for _, c := range []chan struct{}{s.listenAgain, s.sendAgain} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
 }
 
 var errSilent = errors.New("the stream has said nothing for too long")
@@ -78,6 +91,7 @@ func (s *Session) Listen(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
+		case <-s.listenAgain:
 		}
 	}
 }
@@ -143,6 +157,7 @@ func (s *Session) Send(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait.After(err)):
+		case <-s.sendAgain:
 		}
 	}
 }
