@@ -28,7 +28,7 @@ func (w *world) acme(t *testing.T, name string, o pebbletest.Options) *acme {
 		o.AdviceEvery = time.Second
 	}
 	ca := &acme{Pebble: ok(pebbletest.Start(o))(t), name: name, challenges: fmt.Sprintf("127.0.0.1:%d", o.HTTPPort)}
-	t.Cleanup(ca.Close)
+	w.OnClose(ca.Close)
 	w.applyACME(t, ca, ca.Directory())
 	return ca
 }
@@ -48,12 +48,18 @@ func (ca *acme) roots(t *testing.T) *x509.CertPool {
 	return ok(ca.Roots(t.Context()))(t)
 }
 
-// issued waits until the CA has issued so many, and sees that the log has as many records.
+// issued wants so many certificates issued by the CA, each with its record.
 func (ca *acme) issued(t *testing.T, w *world, want int) {
 	t.Helper()
 	if got := ca.Issued(); got != want {
 		t.Errorf("%s has issued %d certificates, want %d", ca.name, got, want)
 	}
+	ca.recorded(t, w, want)
+}
+
+// recorded waits for the records of what was issued.
+func (ca *acme) recorded(t *testing.T, w *world, want int) {
+	t.Helper()
 	w.await(t, "the records of what was issued", func() error {
 		all, err := w.records(t.Context(), "issuer.request.issued", ca.name)
 		if err == nil && len(all) != want {
@@ -197,7 +203,7 @@ func TestExternalAccountBinding(t *testing.T) {
 	port := ok(lab.FreePort())(t)
 	ca.challenges = fmt.Sprintf("127.0.0.1:%d", port)
 	ca.Pebble = ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, EABKeys: map[string]string{"kid-1": mac}}))(t)
-	t.Cleanup(ca.Close)
+	w.OnClose(ca.Close)
 	secrets := w.plane.Data + "/secrets"
 	must(t, os.MkdirAll(secrets, 0o700))
 	must(t, os.WriteFile(secrets+"/bound-mac", []byte(mac), 0o600))

@@ -51,6 +51,7 @@ func (w *world) enrolWith(t *testing.T, name string, site *lab.Site, agent strin
 	token := ok(w.plane.Token(t.Context(), name))(t)
 	h := &host{w: w, site: site, dns: name + ".example.com"}
 	h.Host = ok(w.Lab.Host(t.Context(), name, token, lab.HostOptions{Server: w.plane.Address, Extra: agent}))(t)
+	t.Cleanup(func() { w.show(t, h.Process, site.Process) })
 	w.mu.Lock()
 	w.hosts = append(w.hosts, h)
 	w.mu.Unlock()

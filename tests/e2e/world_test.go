@@ -86,22 +86,29 @@ func newWorld(t *testing.T, config string) *world {
 	return w
 }
 
-// end checks the whole, and shows the logs of a test that has failed.
+// end checks the whole, and shows the log of a test that has failed.
 func (w *world) end(t *testing.T) {
-	if !t.Failed() && w.plane != nil {
+	if w.plane != nil && !t.Failed() {
 		w.check(t)
 	}
-	w.Close()
-	if t.Failed() {
-		logs, _ := filepath.Glob(filepath.Join(w.Dir, "*.log"))
-		for _, path := range logs {
-			data, _ := os.ReadFile(path)
-			lines := strings.Split(strings.TrimSpace(string(data)), "\n")
-			t.Logf("--- %s\n%s", filepath.Base(path), strings.Join(lines[max(0, len(lines)-60):], "\n"))
-		}
+	if w.plane != nil {
+		w.show(t, w.plane.Process)
 	}
+	w.Close()
 	if err := os.RemoveAll(w.Dir); err != nil {
 		t.Log(err)
+	}
+}
+
+// show logs what processes have said last, if the test has failed.
+func (w *world) show(t *testing.T, procs ...*lab.Process) {
+	t.Helper()
+	for _, p := range procs {
+		if !t.Failed() || p == nil {
+			continue
+		}
+		lines := strings.Split(strings.TrimSpace(p.Output()), "\n")
+		t.Logf("--- %s\n%s", p.Name, strings.Join(lines[max(0, len(lines)-40):], "\n"))
 	}
 }
 
