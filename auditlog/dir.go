@@ -197,7 +197,7 @@ func VerifyDir(ctx context.Context, dir string, o Options) (Report, error) {
 	if err != nil {
 		return Report{}, fmt.Errorf("opening the log directory: %w", err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // nothing was written
 	d := &directory{root: root}
 	signed, err := d.readFile(checkpointPath, maxCheckpoint)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -19,8 +19,7 @@ func (w *world) refuses(reason, want string) {
 	w.t.Helper()
 	s, err := audit.New(w.t.Context(), w.config, w.deps())
 	if err == nil {
-		s.Close()
-		w.t.Fatalf("it started; want %q", want)
+		w.t.Fatalf("it started (closing: %v); want %q", s.Close(), want)
 	}
 	if f := fault.Of(err); f.Reason != reason || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "\n") {
 		w.t.Errorf("got %s: %v\nwant %s: %q", f.Reason, err, reason, want)

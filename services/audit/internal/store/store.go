@@ -140,16 +140,9 @@ func (s *Store) Known(ctx context.Context, ids []string) (map[string]bool, error
 	err := s.db.Read(ctx, func(ctx context.Context, tx db.Tx) error {
 		for from := 0; from < len(ids); from += lookupRows {
 			var args []any
-			rows, err := tx.Query(ctx, `SELECT event_id FROM record WHERE event_id IN `+db.In(&args, ids[from:min(from+lookupRows, len(ids))]), args...)
-			if err != nil {
-				return err
-			}
-			if err := each(rows, func() error {
-				var id string
-				err := rows.Scan(&id)
-				known[id] = true
-				return err
-			}); err != nil {
+			query := `SELECT event_id FROM record WHERE event_id IN ` + db.In(&args, ids[from:min(from+lookupRows, len(ids))])
+			var id string
+			if err := each(ctx, tx, query, args, &id, func() { known[id] = true }); err != nil {
 				return err
 			}
 		}
@@ -161,12 +154,18 @@ func (s *Store) Known(ctx context.Context, ids []string) (map[string]bool, error
 	return known, nil
 }
 
-func each(rows *sql.Rows, scan func() error) error {
+// each reads a query of one column, calling take after each row.
+func each(ctx context.Context, tx db.Tx, query string, args []any, into any, take func()) error {
+	rows, err := tx.Query(ctx, query, args...)
+	if err != nil {
+		return err
+	}
 	defer rows.Close()
 	for rows.Next() {
-		if err := scan(); err != nil {
+		if err := rows.Scan(into); err != nil {
 			return err
 		}
+		take()
 	}
 	return rows.Err()
 }
@@ -178,16 +177,8 @@ func (s *Store) Search(ctx context.Context, f record.Filter, before uint64, limi
 	query := fmt.Sprintf(`SELECT position FROM record WHERE %s ORDER BY position DESC LIMIT $%d`, where, len(args))
 	var found []uint64
 	err := s.db.Read(ctx, func(ctx context.Context, tx db.Tx) error {
-		rows, err := tx.Query(ctx, query, args...)
-		if err != nil {
-			return err
-		}
-		return each(rows, func() error {
-			var p int64
-			err := rows.Scan(&p)
-			found = append(found, uint64(p))
-			return err
-		})
+		var p int64
+		return each(ctx, tx, query, args, &p, func() { found = append(found, uint64(p)) })
 	})
 	if err != nil {
 		return nil, fmt.Errorf("searching the index: %w", err)

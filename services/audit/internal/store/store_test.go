@@ -25,7 +25,11 @@ func eachStore(t *testing.T, fn func(*testing.T, *Store)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { d.Close() })
+		t.Cleanup(func() {
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 		fn(t, New(d))
 	})
 }
@@ -176,7 +180,11 @@ func TestSearchUsesIndexes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	for _, f := range []record.Filter{
 		{}, {Type: "issuer.x.y"}, {Type: "issuer."}, {Subject: "requests/1"}, {Subject: "requests/"}, {Actor: "a"},
 		{TraceID: "t"}, {From: time.Unix(1, 0), To: time.Unix(2, 0)},
