@@ -99,3 +99,5 @@ replace github.com/google/pprof => github.com/google/pprof v0.0.0-20250317173921
 replace github.com/sallyport-pki/sallyport/services/issuer => ../services/issuer
 
 replace github.com/sallyport-pki/sallyport/services/deployer => ../services/deployer
+
+replace github.com/sallyport-pki/sallyport/pebbletest => ../pebbletest

@@ -48,11 +48,14 @@ func startAgent(ts *testscript.TestScript, neg bool, args []string) {
 	conn, err := rpc.Dial(rpc.ClientConfig{Address: ts.Getenv("ADDR"), Service: "deployer", Source: src})
 	ts.Check(err)
 	p.client = agentv1.NewAgentServiceClient(conn)
-	ended := make(chan error, 1)
-	go func() { ended <- p.work(ctx) }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = p.work(ctx) // it ends with the connection or with ctx; scripts judge by what the services say
+	}()
 	ts.Defer(func() {
 		cancel()
-		<-ended // it ends with the connection or with ctx; scripts judge by what the services say
+		<-ended
 		_ = conn.Close()
 		_ = src.Close()
 	})

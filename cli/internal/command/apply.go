@@ -124,7 +124,7 @@ func expand(path string) ([]string, error) {
 }
 
 func (a *app) readInput(path string) (name string, data []byte, err error) {
-	var r io.Reader = a.env.In
+	r := a.env.In
 	name = "standard input"
 	if path != "-" {
 		f, err := os.Open(path)

@@ -248,7 +248,7 @@ func (a *app) colours() bool {
 // nobody is there to ask.
 func (a *app) asked(question string) (bool, error) {
 	in, ok := a.env.In.(*os.File)
-	if !ok || !isTerminal(in) || !output.Terminal(a.env.Err) {
+	if !ok || !isTerminal(in) {
 		return false, exit.Errorf(exit.Usage, "%s Nobody can be asked here: give --yes to go on", question)
 	}
 	fmt.Fprintf(a.env.Err, "%s [y/N] ", question)

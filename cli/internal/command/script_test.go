@@ -102,7 +102,7 @@ func lookPath(ts *testscript.TestScript, name string) (string, error) {
 }
 
 func runSallyport(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) < 2 {
+	if neg || len(args) < 1 {
 		ts.Fatalf("usage: sp CODE ARGS...")
 	}
 	code, stdout, stderr := sallyport(ts, args[1:])

@@ -66,6 +66,8 @@ func Open(at clientconfig.Context, now func() time.Time) (*Client, error) {
 
 func readIdentity(dir string) (identity.Source, error) {
 	deadline := time.Now().Add(filesSettle)
+	again := time.NewTicker(50 * time.Millisecond)
+	defer again.Stop()
 	for {
 		source, err := identity.NewFiles(dir, nil)
 		switch {
@@ -80,7 +82,7 @@ func readIdentity(dir string) (identity.Source, error) {
 		case time.Now().After(deadline):
 			return nil, &fault.Error{Kind: fault.Precondition, Reason: ReasonOwnIdentity, Message: "the operator's identity cannot be used", Cause: err}
 		}
-		time.Sleep(50 * time.Millisecond)
+		<-again.C
 	}
 }
 

@@ -91,7 +91,12 @@ func (s site) serve(t *testing.T, name string, limits rpc.Limits, get func() err
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx, lis) }()
-	t.Cleanup(func() { cancel(); <-done })
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
 	return lis.Addr().String()
 }
 
@@ -101,7 +106,7 @@ func (s site) call(t *testing.T, address string, now func() time.Time) error {
 	if err != nil {
 		return err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	_, err = c.Inventory().GetHost(ctx, &inventoryv1.GetHostRequest{Name: "web-1"})
@@ -138,7 +143,7 @@ func TestBusyServerIsWaitedFor(t *testing.T) {
 	address := s.serve(t, "inventory", rpc.Limits{CallerRate: 20}, func() error { calls++; return nil }) // bursts of 40
 	c, err := Open(clientconfig.Context{Name: "x", Server: address, Identity: s.dir}, time.Now)
 	must(t, err)
-	defer c.Close()
+	defer func() { must(t, c.Close()) }()
 	for range 50 {
 		_, err := c.Inventory().GetHost(t.Context(), &inventoryv1.GetHostRequest{})
 		must(t, err)

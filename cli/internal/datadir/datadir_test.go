@@ -61,7 +61,7 @@ func TestFirstAndSecondOpening(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	if want := (Marker{Format: 1, TrustDomain: "sallyport.local", Created: noon, Complete: true}); d.Marker != want {
 		t.Errorf("marker is %+v, want %+v", d.Marker, want)
 	}
@@ -81,7 +81,7 @@ func TestFirstStartThatWasCutOffIsTakenUpAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	if d.Marker.Complete {
 		t.Error("complete without being completed")
 	}
@@ -163,7 +163,7 @@ func TestBadSurroundings(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				t.Cleanup(func() { d.Close() })
+				t.Cleanup(func() { _ = d.Close() })
 			},
 			code: exit.Data, want: "is in use by another process (pid ",
 		},
@@ -178,7 +178,7 @@ func TestBadSurroundings(t *testing.T) {
 			}
 			d, err := Open(Options{Path: path, TrustDomain: c.td, DefaultTrustDomain: "x", Now: at(now)})
 			if err == nil {
-				d.Close()
+				_ = d.Close()
 				t.Fatal("opened")
 			}
 			if got := exit.Of(err); got != c.code {
@@ -222,7 +222,9 @@ func TestSlackOfTheClock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.Close()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestFullDisk(t *testing.T) {
@@ -231,7 +233,7 @@ func TestFullDisk(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer d.Close()
+	defer func() { _ = d.Close() }()
 	d.free = func(string) (uint64, error) { return MinFree - 1, nil }
 	err = d.CheckSpace()
 	if exit.Of(err) != exit.Space || !strings.Contains(err.Error(), "63 MiB are free, at least 64 are needed") {

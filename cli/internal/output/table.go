@@ -1,7 +1,6 @@
 package output
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"strconv"
@@ -51,7 +50,7 @@ func (t *Table) Write(w io.Writer) error {
 			width[i] = max(width[i], utf8.RuneCountInString(c))
 		}
 	}
-	b := bufio.NewWriter(w)
+	var b strings.Builder
 	for _, row := range rows {
 		for i, c := range row {
 			if i == len(row)-1 {
@@ -63,7 +62,7 @@ func (t *Table) Write(w io.Writer) error {
 		}
 		b.WriteByte('\n')
 	}
-	if err := b.Flush(); err != nil {
+	if _, err := io.WriteString(w, b.String()); err != nil {
 		return fmt.Errorf("writing table: %w", err)
 	}
 	return nil

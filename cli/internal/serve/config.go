@@ -38,9 +38,9 @@ type Config struct {
 	Listen string `yaml:"listen"`
 	// TrustDomain names a new installation; it can never be changed. Default sallyport.local.
 	TrustDomain string `yaml:"trust_domain"`
-	// KEK is the file with the key that encrypts CA keys, account keys and the trust domain's root key. Default kek in
-	// data, made at the first start. Kept elsewhere, a stolen data directory is of no use; it must then exist ("{data}/kek" of
-	// a first start, moved away).
+	// KEK is the file with the key that encrypts CA keys, account keys and the trust domain's root key, made at the first
+	// start. Default kek in data. Kept elsewhere, a stolen data directory or backup of it is of no use. Its loss is the loss of
+	// all that it encrypts.
 	KEK string `yaml:"kek"`
 	// Operator is the identity that the first start makes.
 	Operator Operator `yaml:"operator"`

@@ -58,7 +58,7 @@ func (o *operator) current() *x509.Certificate {
 	if err != nil {
 		return nil
 	}
-	defer src.Close()
+	defer func() { _ = src.Close() }()
 	svid, err := src.GetX509SVID()
 	if err != nil {
 		return nil

@@ -38,7 +38,7 @@ const (
 	// svidLifetime is that of the services' own identities, which renew themselves.
 	svidLifetime = 24 * time.Hour
 	// keepInterval is between two looks at the disk, the clock and the credential.
-	keepInterval = 15 * time.Second
+	keepInterval = 5 * time.Second
 	// readyBound is how long the services may take to answer after they started.
 	readyBound = time.Minute
 	// stopBound is how long an orderly stop may take.
@@ -189,8 +189,7 @@ func (s *site) openTrust(ctx context.Context) error {
 
 func (s *site) openBox() (*trust.Box, error) {
 	_, err := os.Stat(s.cfg.KEK)
-	own := s.cfg.KEK == s.dir.Join(datadir.FileKEK)
-	if errors.Is(err, os.ErrNotExist) && own && !s.dir.Marker.Complete {
+	if errors.Is(err, os.ErrNotExist) && !s.dir.Marker.Complete {
 		return trust.CreateBox(s.cfg.KEK)
 	}
 	return trust.OpenBox(s.cfg.KEK)
@@ -362,7 +361,7 @@ func (s *site) ready(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer src.Close()
+	defer func() { _ = src.Close() }()
 	for _, r := range s.services {
 		conn, err := rpc.Dial(rpc.ClientConfig{Address: s.address, Service: r.name, Source: src, Now: s.env.Now})
 		if err != nil {

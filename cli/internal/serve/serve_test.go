@@ -110,7 +110,7 @@ func start(t *testing.T, cfg Config, now func() time.Time) (stop func() error, e
 	ended := make(chan error, 1)
 	go func() {
 		err := Run(ctx, cfg, Environment{Out: w, Err: io.Discard, Now: now})
-		w.Close()
+		_ = w.Close()
 		ended <- err
 	}()
 	line, _ := io.ReadAll(io.LimitReader(r, int64(len("sallyport is ready"))))
