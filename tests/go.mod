@@ -4,6 +4,8 @@ go 1.26.0
 
 require (
 	github.com/nats-io/nats-server/v2 v2.15.2
+	github.com/nats-io/nats.go v1.55.0
+	github.com/sallyport-pki/sallyport/agent v0.0.0
 	github.com/sallyport-pki/sallyport/auditlog v0.0.0
 	github.com/sallyport-pki/sallyport/gen v0.0.0
 	github.com/sallyport-pki/sallyport/internal v0.0.0
@@ -42,7 +44,6 @@ require (
 	github.com/miekg/dns v1.1.72 // indirect
 	github.com/minio/highwayhash v1.0.4 // indirect
 	github.com/nats-io/jwt/v2 v2.8.2 // indirect
-	github.com/nats-io/nats.go v1.55.0 // indirect
 	github.com/nats-io/nkeys v0.4.16 // indirect
 	github.com/nats-io/nuid v1.0.1 // indirect
 	github.com/ncruces/go-strftime v1.1.0 // indirect
