@@ -45,7 +45,7 @@ func mainJob(t *testing.T, w *world, software string) {
 		h = w.haproxy(t, "pay", "")
 	case "files": // the connector that knows nothing of the server, with a reload hook of the host's own
 		site := ok(w.Nginx(t.Context(), "app-nginx", "app.example.com"))(t)
-		h = w.enrolWith(t, "app", site, watching+files_(site)+"hooks:\n  reload-web: {command: [/usr/sbin/nginx, -c, "+site.Config+", -s, reload]}\n")
+		h = w.enrolWith(t, "app", site, watching+enableFiles(site)+"hooks:\n  reload-web: {command: [/usr/sbin/nginx, -c, "+site.Config+", -s, reload]}\n")
 	}
 	before := h.served(t)
 	if software == "files" {
@@ -92,7 +92,7 @@ func mainJob(t *testing.T, w *world, software string) {
 	}
 }
 
-func files_(site *lab.Site) string {
+func enableFiles(site *lab.Site) string {
 	return fmt.Sprintf("connectors:\n  files:\n    allow: [%s]\n", site.TLSDir)
 }
 
