@@ -92,7 +92,7 @@ func (a *app) explainToken(r *deployerv1.CreateJoinTokenResponse) {
 	if err != nil {
 		return
 	}
-	fmt.Fprintf(a.env.Err, "Token %s lets %s in until %s. On the host:\n  sallyport-agent enroll --server %s --token-file FILE\n",
+	fmt.Fprintf(a.env.Err, "Token %s lets %s in until %s. On the host, with \"server: %s\" in the agent's configuration:\n  sallyport-agent enroll --token-file FILE\n",
 		r.GetJoinToken().GetId(), who, r.GetJoinToken().GetExpires().AsTime().Local().Format(time.DateTime), at.Address("deployer"))
 }
 
