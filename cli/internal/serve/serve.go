@@ -68,6 +68,9 @@ func Run(ctx context.Context, cfg Config, env Environment) error {
 	if err == nil {
 		err = s.run(ctx)
 	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		err = nil // told to stop while it was starting
+	}
 	if err := errors.Join(err, s.close()); err != nil {
 		return err
 	}
@@ -111,7 +114,7 @@ type service interface {
 // start opens everything in the order it depends on each other.
 func (s *site) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		s.openDir, s.openTrust, s.listen, s.openOperator, s.openBroker, s.openServices, s.openServer,
+		s.openDir, s.checkComplete, s.openTrust, s.listen, s.openOperator, s.openBroker, s.openServices, s.openServer,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -147,6 +150,38 @@ func (s *site) openDir(context.Context) error {
 	s.onClose(d.Close)
 	s.cfg.databases()
 	return nil
+}
+
+// checkComplete refuses a directory that has lost something: made anew, it
+// would look as if it had never been.
+func (s *site) checkComplete(context.Context) error {
+	if !s.dir.Marker.Complete {
+		return nil
+	}
+	const begin = "; to go on without it make an empty directory of that name"
+	for _, need := range []struct{ path, what, instead string }{
+		{s.dir.Join(datadir.DirNATS), "the event store", begin + ", and events that no service had taken yet are lost"},
+		{s.cfg.Audit.Directory, "the audit log", begin + ", and a new log with a new key begins"},
+		{sqliteFile(s.cfg.Inventory.Database.Driver, s.cfg.Inventory.Database.DSN), "the inventory's database", ""},
+		{sqliteFile(s.cfg.Issuer.Database.Driver, s.cfg.Issuer.Database.DSN), "the issuer's database", ""},
+		{sqliteFile(s.cfg.Deployer.Database.Driver, s.cfg.Deployer.Database.DSN), "the deployer's database", ""},
+	} {
+		if need.path == "" {
+			continue
+		}
+		if _, err := os.Stat(need.path); errors.Is(err, os.ErrNotExist) {
+			return exit.Errorf(exit.Data, "%s %s is missing: restore it from the backup%s", need.what, need.path, need.instead)
+		}
+	}
+	return nil
+}
+
+// sqliteFile is the data file, "" for a server.
+func sqliteFile(driver, dsn string) string {
+	if driver != sqlite {
+		return ""
+	}
+	return dsn
 }
 
 // openTrust opens the key-encryption key and the root, and makes them at the

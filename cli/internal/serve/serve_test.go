@@ -178,6 +178,16 @@ func TestSurroundings(t *testing.T) {
 	refused("audit key lost", exit.Data, "starting the audit: ")
 	must(t, os.Rename(aside, key))
 
+	// What is lost is not made anew.
+	for _, name := range []string{datadir.DirNATS, datadir.DirAudit, "inventory.db", "issuer.db", "deployer.db"} {
+		must(t, os.Rename(filepath.Join(data, name), aside))
+		refused(name, exit.Data, name+" is missing: restore it from the backup")
+		must(t, os.Rename(aside, filepath.Join(data, name)))
+	}
+
+	// The search index of the audit log is, from the log.
+	must(t, os.Rename(filepath.Join(data, "audit.db"), aside))
+
 	// After all that it starts, with nothing lost.
 	stop, err = start(t, cfg, c.now)
 	must(t, err)
