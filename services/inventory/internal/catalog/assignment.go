@@ -25,10 +25,49 @@ type Generation struct {
 }
 
 const (
+	stateIssued    = "issued"
 	stateServed    = "served"
 	stateInstalled = "installed"
+	stateFailed    = "failed"
 	stateWithdrawn = "withdrawn"
 )
+
+// atListener says that the generation is verified by a TLS handshake, not by reading a file.
+func atListener(address string) bool {
+	return strings.Contains(address, ":") && !strings.HasPrefix(address, "/")
+}
+
+// Placement tells since when a certificate was in place by an assignment: reported installed, and reported served by a
+// listener. It holds even if the assignment fails later: then something else has taken its place.
+type Placement struct {
+	Host        string
+	Assignment  string
+	Fingerprint string
+	Placed      time.Time
+	Served      time.Time // zero: never
+}
+
+// Placement is what the generation says of its certificate being in place; ok is false when it does not.
+func (g Generation) Placement() (p Placement, ok bool) {
+	if g.Fingerprint == "" || g.State != stateServed && g.State != stateInstalled {
+		return p, false
+	}
+	p = Placement{Host: g.Host, Assignment: g.Assignment, Fingerprint: g.Fingerprint, Placed: g.Time}
+	if g.State == stateServed && g.Served == g.Fingerprint && atListener(g.Address) {
+		p.Served = g.Time
+	}
+	return p, true
+}
+
+// report is the certificate that the generation tells was seen, "" for none. What was seen in an earlier one is carried along
+// until something else is, so it counts only in states that say that somebody has looked. placed: its own was in place before.
+func (g Generation) report(placed bool) string {
+	switch {
+	case g.State == stateServed, g.State == stateFailed, placed && g.State == stateIssued, g.State == stateInstalled && g.Served == g.Fingerprint:
+		return g.Served
+	}
+	return ""
+}
 
 // Newer says whether g was told after o: by time, and by event id where the time is the same.
 func (g Generation) Newer(o Generation) bool {
@@ -63,13 +102,11 @@ func (a Assignment) Fingerprints() []string {
 }
 
 // SeenByListener says that Seen was told by a TLS listener, not read from a file.
-func (a Assignment) SeenByListener() bool {
-	return a.Seen != "" && strings.Contains(a.Address, ":") && !strings.HasPrefix(a.Address, "/")
-}
+func (a Assignment) SeenByListener() bool { return a.Seen != "" && atListener(a.Address) }
 
-// Sum adds up the generations of one assignment, in any order. A withdrawal ends all that was told before it, so an
-// assignment that is wanted again may count its generations anew.
-func Sum(generations []Generation) Assignment {
+// Sum adds up the generations of one assignment, in any order; placed are the fingerprints that were ever in place by it. A
+// withdrawal ends all that was told before it, so an assignment that is wanted again may count its generations anew.
+func Sum(generations []Generation, placed []string) Assignment {
 	if len(generations) == 0 {
 		return Assignment{Withdrawn: true}
 	}
@@ -99,8 +136,9 @@ func Sum(generations []Generation) Assignment {
 		if g.Time.After(a.Changed) {
 			a.Changed = g.Time
 		}
-		if g.Served != "" && (report.Served == "" || g.Newer(report)) {
-			report = g
+		// What was reported before the newest one was in place says nothing about it.
+		if seen := g.report(slices.Contains(placed, g.Fingerprint)); seen != "" && !inPlace && (a.Seen == "" || g.Newer(report)) {
+			report, a.Seen = g, seen
 		}
 		if g.Fingerprint == "" {
 			continue
@@ -113,9 +151,8 @@ func Sum(generations []Generation) Assignment {
 		} else if !inPlace && !slices.Contains(a.Fingerprints(), g.Fingerprint) {
 			a.Previous = append(a.Previous, g.Fingerprint)
 		}
-		inPlace = inPlace || g.State == stateServed || g.State == stateInstalled
+		inPlace = inPlace || slices.Contains(placed, g.Fingerprint)
 	}
-	a.Seen = report.Served
 	return a
 }
 

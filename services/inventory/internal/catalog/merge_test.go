@@ -28,26 +28,38 @@ func TestSum(t *testing.T) {
 	for _, c := range []struct {
 		name        string
 		generations []Generation
+		placed      []string // besides what the generations say
 		want        []string // that may be served
 		seen        string
 		withdrawn   bool
 	}{
-		{"nothing issued yet", []Generation{generation(1, 1, "requested", "", "")}, nil, "", false},
-		{"issued, not in place", []Generation{generation(1, 1, "issued", "f1", "")}, []string{"f1"}, "", false},
-		{"served", []Generation{generation(1, 1, "served", "f1", "f1")}, []string{"f1"}, "f1", false},
-		{"the next is planned", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "planned", "", "f1")}, []string{"f1"}, "f1", false},
-		{"the next is issued", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "issued", "f2", "f1")}, []string{"f2", "f1"}, "f1", false},
-		{"the next has failed", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "failed", "f2", "f1")}, []string{"f2", "f1"}, "f1", false},
+		{"nothing issued yet", []Generation{generation(1, 1, "requested", "", "")}, nil, nil, "", false},
+		{"issued, not in place", []Generation{generation(1, 1, "issued", "f1", "")}, nil, []string{"f1"}, "", false},
+		{"served", []Generation{generation(1, 1, "served", "f1", "f1")}, nil, []string{"f1"}, "f1", false},
+		{"the next is planned", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "planned", "", "f1")}, nil, []string{"f1"}, "f1", false},
+		{"the next is issued", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "issued", "f2", "f1")}, nil, []string{"f2", "f1"}, "f1", false},
+		{"the next has failed", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "failed", "f2", "f1")}, nil, []string{"f2", "f1"}, "f1", false},
 		{"the one after a failed one", []Generation{generation(1, 1, "installed", "f1", ""), generation(2, 2, "failed", "f2", ""), generation(3, 3, "issued", "f3", "")},
-			[]string{"f3", "f2", "f1"}, "", false},
-		{"the next is in place", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "served", "f2", "f2")}, []string{"f2"}, "f2", false},
-		{"drifted", []Generation{generation(1, 1, "failed", "f1", "other")}, []string{"f1"}, "other", false},
-		{"withdrawn", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 5, "withdrawn", "f2", "f2")}, nil, "", true},
+			nil, []string{"f3", "f2", "f1"}, "", false},
+		{"the next is in place", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "served", "f2", "f2")}, nil, []string{"f2"}, "f2", false},
+		{"drifted", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "failed", "f2", "other")}, []string{"f2"}, []string{"f2"}, "other", false},
+		{"drifted back to the old one", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "failed", "f2", "f1")}, []string{"f2"}, []string{"f2"}, "f1", false},
+		{"the old one was seen, the new one cannot be", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "installed", "f2", "f1")}, nil, []string{"f2"}, "", false},
+		{"and the one after that is under way", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 2, "installed", "f2", "f1"), generation(3, 3, "issued", "f3", "f1")},
+			nil, []string{"f3", "f2"}, "", false},
+		{"drifted, tried again", []Generation{generation(1, 1, "issued", "f1", "other")}, []string{"f1"}, []string{"f1"}, "other", false},
+		{"withdrawn", []Generation{generation(1, 1, "served", "f1", "f1"), generation(2, 5, "withdrawn", "f2", "f2")}, nil, nil, "", true},
 		{"wanted again, counted anew", []Generation{generation(1, 9, "served", "f9", "f9"), generation(4, 5, "withdrawn", "f4", "f4"), generation(3, 4, "served", "f3", "f3")},
-			[]string{"f9"}, "f9", false},
+			nil, []string{"f9"}, "f9", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			want := Sum(c.generations)
+			var placed []string
+			for _, g := range c.generations {
+				if p, ok := g.Placement(); ok {
+					placed = append(placed, p.Fingerprint)
+				}
+			}
+			want := Sum(c.generations, append(placed, c.placed...))
 			if !slices.Equal(want.Fingerprints(), c.want) || want.Seen != c.seen || want.Withdrawn != c.withdrawn {
 				t.Errorf("got %v, seen %q, withdrawn %v", want.Fingerprints(), want.Seen, want.Withdrawn)
 			}
@@ -55,7 +67,7 @@ func TestSum(t *testing.T) {
 				rand.Shuffle(len(c.generations), func(i, j int) {
 					c.generations[i], c.generations[j] = c.generations[j], c.generations[i]
 				})
-				if got := Sum(c.generations); !reflect.DeepEqual(got, want) {
+				if got := Sum(c.generations, append(placed, c.placed...)); !reflect.DeepEqual(got, want) {
 					t.Fatalf("order matters: %+v and %+v", got, want)
 				}
 			}

@@ -164,45 +164,65 @@ func recordScan(ctx context.Context, tx db.Tx, host, id string, at time.Time, co
 }
 
 // sweep says for each sighting of a host when it was found gone: when the first whole scan was complete that had begun after
-// the certificate was last seen. It gives the fingerprints for which that has changed. What is older than the oldest scan that
-// is still kept stays as it was found.
+// the certificate was last seen; or, at a listener, when an assignment that once had it in place was first reported to serve
+// another after that. It gives the fingerprints for which that has changed. What is older than the scans that are still kept
+// stays as it was found.
 func sweep(ctx context.Context, tx db.Tx, host string) ([]string, error) {
-	const gone = `COALESCE((SELECT MIN(s.completed) FROM scan s WHERE s.host = sighting.host AND s.completed > 0 AND s.started > sighting.last_seen), 0)`
+	const gone = `COALESCE((SELECT MIN(x.at) FROM (
+		SELECT s.completed AS at FROM scan s WHERE s.host = sighting.host AND s.completed > 0 AND s.started > sighting.last_seen
+		UNION ALL
+		SELECT p.served AS at FROM placement o JOIN placement p ON p.host = o.host AND p.assignment = o.assignment AND p.fingerprint <> o.fingerprint
+		WHERE o.host = sighting.host AND o.fingerprint = sighting.fingerprint AND sighting.role = 'listener' AND p.served > sighting.last_seen) AS x), 0)`
 	return texts(ctx, tx, `UPDATE sighting SET gone = `+gone+` WHERE host = $1 AND gone <> `+gone+`
-		AND (gone = 0 OR last_seen >= (SELECT COALESCE(MIN(s.started), 0) FROM scan s WHERE s.host = $1)) RETURNING fingerprint`, host)
+		AND (gone = 0 OR last_seen >= (SELECT h.forgotten FROM host h WHERE h.name = $1)) RETURNING fingerprint`, host)
 }
 
 // PruneScans forgets scans that began before a time, except the newest whole one of each host.
 func (s *Store) PruneScans(ctx context.Context, before time.Time) error {
+	const old = `scan.started < $1 AND (scan.completed = 0 OR EXISTS (
+		SELECT 1 FROM scan n WHERE n.host = scan.host AND n.completed > 0 AND n.started > scan.started))`
 	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		_, err := tx.Exec(ctx, `DELETE FROM scan WHERE started < $1 AND (completed = 0 OR EXISTS (
-			SELECT 1 FROM scan n WHERE n.host = scan.host AND n.completed > 0 AND n.started > scan.started))`, db.FromTime(before))
+		if _, err := tx.Exec(ctx, `UPDATE host SET forgotten = $1 WHERE forgotten < $1 AND EXISTS (SELECT 1 FROM scan WHERE scan.host = host.name AND `+old+`)`, db.FromTime(before)); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `DELETE FROM scan WHERE `+old, db.FromTime(before))
 		return err
 	})
 }
 
 // RecordAssignment projects where a certificate must be live and whether it is.
 func (s *Store) RecordAssignment(ctx context.Context, tx db.Tx, g catalog.Generation) error {
+	// Both rows are locked until the transaction ends. A host that nobody has heard of has no sightings either.
+	if _, err := tx.Exec(ctx, `UPDATE host SET name = name WHERE name = $1`, g.Host); err != nil {
+		return err
+	}
 	var oldHost, oldTarget string
-	// The row is locked until the transaction ends.
 	err := tx.QueryRow(ctx, `INSERT INTO assignment (id) VALUES ($1) ON CONFLICT (id) DO UPDATE SET id = excluded.id RETURNING host, target`, g.Assignment).Scan(&oldHost, &oldTarget)
 	if err != nil {
 		return err
 	}
-	newest, err := db.Changed(tx.Exec(ctx, `INSERT INTO generation (`+generationColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+	swept, err := place(ctx, tx, g)
+	if err != nil {
+		return err
+	}
+	_, err = tx.Exec(ctx, `INSERT INTO generation (`+generationColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
 		ON CONFLICT (assignment, number) DO UPDATE SET deployment = excluded.deployment, identity = excluded.identity, host = excluded.host, target = excluded.target,
 			state = excluded.state, fingerprint = excluded.fingerprint, served = excluded.served, address = excluded.address, renew_by = excluded.renew_by,
 			told = excluded.told, event = excluded.event
 		WHERE (excluded.told, excluded.event) > (generation.told, generation.event)`,
-		g.Assignment, g.Number, g.Deployment, g.Identity, g.Host, g.Target, g.State, g.Fingerprint, g.Served, g.Address, db.FromTime(g.RenewBy), db.FromTime(g.Time), g.Event))
-	if err != nil || !newest {
+		g.Assignment, g.Number, g.Deployment, g.Identity, g.Host, g.Target, g.State, g.Fingerprint, g.Served, g.Address, db.FromTime(g.RenewBy), db.FromTime(g.Time), g.Event)
+	if err != nil {
 		return err
 	}
 	generations, err := collect(ctx, tx, scanGeneration, `SELECT `+generationColumns+` FROM generation WHERE assignment = $1`, g.Assignment)
 	if err != nil {
 		return err
 	}
-	a := catalog.Sum(generations)
+	placed, err := texts(ctx, tx, `SELECT fingerprint FROM placement WHERE assignment = $1`, g.Assignment)
+	if err != nil {
+		return err
+	}
+	a := catalog.Sum(generations, placed)
 	if _, err := tx.Exec(ctx, `UPDATE assignment SET deployment = $1, identity = $2, host = $3, target = $4, address = $5, seen = $6, changed = $7, withdrawn = $8 WHERE id = $9`,
 		a.Deployment, a.Identity, a.Host, a.Target, a.Address, a.Seen, db.FromTime(a.Changed), a.Withdrawn, a.ID); err != nil {
 		return err
@@ -211,7 +231,7 @@ func (s *Store) RecordAssignment(ctx context.Context, tx db.Tx, g catalog.Genera
 	if err != nil {
 		return err
 	}
-	if err := s.refresh(ctx, tx, touched); err != nil {
+	if err := s.refresh(ctx, tx, append(touched, swept...)); err != nil {
 		return err
 	}
 	targets := []string{finding.TargetSubject(a.Host, a.Target)}
@@ -219,6 +239,24 @@ func (s *Store) RecordAssignment(ctx context.Context, tx db.Tx, g catalog.Genera
 		targets = append(targets, finding.TargetSubject(oldHost, oldTarget))
 	}
 	return s.touch(ctx, tx, targets)
+}
+
+// place notes that a certificate is in place, and gives the fingerprints of what was found gone by that.
+func place(ctx context.Context, tx db.Tx, g catalog.Generation) ([]string, error) {
+	p, ok := g.Placement()
+	if !ok {
+		return nil, nil
+	}
+	changed, err := db.Changed(tx.Exec(ctx, `INSERT INTO placement (host, assignment, fingerprint, placed, served) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (host, assignment, fingerprint) DO UPDATE SET
+			placed = CASE WHEN excluded.placed < placement.placed THEN excluded.placed ELSE placement.placed END,
+			served = CASE WHEN placement.served = 0 OR (excluded.served > 0 AND excluded.served < placement.served) THEN excluded.served ELSE placement.served END
+		WHERE excluded.placed < placement.placed OR (excluded.served > 0 AND (placement.served = 0 OR excluded.served < placement.served))`,
+		p.Host, p.Assignment, p.Fingerprint, db.FromTime(p.Placed), db.FromTime(p.Served)))
+	if err != nil || !changed {
+		return nil, err
+	}
+	return sweep(ctx, tx, p.Host)
 }
 
 // assign replaces the rows that tell which certificates an assignment concerns, and gives the fingerprints of both the old

@@ -79,7 +79,8 @@ CREATE TABLE host (
     platform    TEXT   NOT NULL DEFAULT '',
     info_told   BIGINT NOT NULL DEFAULT 0,
     last_report BIGINT NOT NULL DEFAULT 0,
-    last_scan   BIGINT NOT NULL DEFAULT 0
+    last_scan   BIGINT NOT NULL DEFAULT 0,
+    forgotten   BIGINT NOT NULL DEFAULT 0 -- scans that began before are not kept
 );
 CREATE INDEX host_report ON host (last_report);
 
@@ -122,6 +123,17 @@ CREATE TABLE generation (
     event       TEXT   NOT NULL,
     PRIMARY KEY (assignment, number)
 );
+
+-- Since when certificates were in place by an assignment.
+CREATE TABLE placement (
+    host        TEXT   NOT NULL,
+    assignment  TEXT   NOT NULL,
+    fingerprint TEXT   NOT NULL,
+    placed      BIGINT NOT NULL, -- first reported installed
+    served      BIGINT NOT NULL, -- first reported served by a listener, 0 for never
+    PRIMARY KEY (host, assignment, fingerprint)
+);
+CREATE INDEX placement_assignment ON placement (assignment);
 
 -- What the generations of an assignment add up to, for searches.
 CREATE TABLE assignment (
