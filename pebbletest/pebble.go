@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
@@ -19,6 +20,7 @@ import (
 	"io"
 	"log"
 	"maps"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -67,6 +69,7 @@ type Pebble struct {
 	tls             *x509.Certificate
 	client          *http.Client
 	issued          atomic.Int64
+	counted         sync.Map // by the certificate's id in Pebble's store
 	faults          faults
 }
 
@@ -352,17 +355,36 @@ func (p *Pebble) awaitIssuance(orderID string) {
 			return
 		}
 		order.RLock()
-		began, cert := order.BeganProcessing, order.CertificateObject
+		began, cert, replaces := order.BeganProcessing, order.CertificateObject, order.Replaces
 		order.RUnlock()
 		if !began {
 			return // refused
 		}
 		if cert != nil {
-			if _, err := p.store.GetOrderByIssuedSerial(cert.ID); err == nil {
-				p.issued.Add(1)
+			if _, err := p.store.GetOrderByIssuedSerial(cert.ID); err == nil && p.replaced(replaces) {
+				if _, seen := p.counted.LoadOrStore(cert.ID, true); !seen {
+					p.issued.Add(1)
+				}
 				return
 			}
 		}
 		time.Sleep(200 * time.Microsecond)
 	}
+}
+
+// replaced reports that the certificate with this ARI identifier is marked as replaced, the last that finalizing does. Without
+// waiting for it the next order reads the mark while it is written.
+func (p *Pebble) replaced(id string) bool {
+	_, serial, _ := strings.Cut(id, ".")
+	raw, err := base64.RawURLEncoding.DecodeString(serial)
+	if err != nil || len(raw) == 0 {
+		return true
+	}
+	order, err := p.store.GetOrderByIssuedSerial(hex.EncodeToString(new(big.Int).SetBytes(raw).Bytes()))
+	if err != nil {
+		return true
+	}
+	order.RLock()
+	defer order.RUnlock()
+	return order.IsReplaced
 }
