@@ -1,7 +1,8 @@
 // Package command is the sallyport command line: what an operator types, and
 // "sallyport serve". Every command ends in an exit code of package exit and,
 // when it fails, in one line that says what to do. Only what an environment
-// hands in is read: no command looks at the process around it.
+// hands in is read: no command looks at the process around it. The package is
+// long because there are many commands; each has a file and none needs another.
 package command
 
 import (

@@ -26,7 +26,20 @@ Once it is ready it says so in one line on standard output; the log goes to stan
 error. SIGTERM or SIGINT ends it in good order, a second one at once.
 
 --config names a file with more settings; flags win over it. See
-docs/reference/configuration.md.`,
+docs/reference/configuration.md.
+
+What DIR holds, to be backed up as a whole while serve is stopped, or by a snapshot:
+
+  sallyport.json   what the directory is: format, trust domain
+  kek              the key that encrypts CA keys, account keys and the root key
+                   (kept elsewhere by "kek:" in the configuration, a copy of DIR alone is of no use)
+  trust/           the trust domain's root certificate and its encrypted key
+  operator/        the operator's credential, made anew from trust/ when it is missing
+  *.db             the services' databases (SQLite)
+  nats/            events on their way between services
+  audit/           the audit log (log/), its public key (verifier) and its signing key
+  secrets/         files that authorities name, such as EAB keys
+  lock, clock      held while serve runs; the latest time known, so that a clock set back is noticed`,
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var cfg serve.Config
