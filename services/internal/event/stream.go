@@ -56,15 +56,21 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, limits StreamLim
 	audit.Subjects = []string{AuditSubject}
 	audit.MaxAge = limits.MaxAge
 	for _, c := range []jetstream.StreamConfig{work, audit} {
-		err := insist(ctx, func(ctx context.Context) error {
-			_, err := js.CreateOrUpdateStream(ctx, c)
-			return err
-		})
+		err := insist(ctx, func(ctx context.Context) error { return ensureStream(ctx, js, c) })
 		if err != nil {
 			return fmt.Errorf("creating stream %s: %w", c.Name, err)
 		}
 	}
 	return nil
+}
+
+// ensureStream leaves a stream alone that is as it should be: every daemon comes here at its start, while others use it.
+func ensureStream(ctx context.Context, js jetstream.JetStream, c jetstream.StreamConfig) error {
+	_, err := js.CreateStream(ctx, c)
+	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // and is otherwise
+		_, err = js.UpdateStream(ctx, c)
+	}
+	return err
 }
 
 // noPeers is what a cluster says while too few of its servers are up (nats-server, JSClusterNoPeersErrF).
