@@ -222,3 +222,6 @@ func (w *world) noKeys() {
 		w.Errorf("pending keys are left: %v", entries)
 	}
 }
+
+// fingerprint is of the installed certificate.
+func (w *world) fingerprint() pki.Fingerprint { return pki.FingerprintOf(w.leaf("certificate").Raw) }

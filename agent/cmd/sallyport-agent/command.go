@@ -80,7 +80,7 @@ func command(e env) *cobra.Command {
 	a := &app{env: e}
 	root := &cobra.Command{
 		Use: "sallyport-agent", Short: "Keeps the TLS certificates of this host", Long: long,
-		SilenceErrors: true, SilenceUsage: true, Args: cobra.NoArgs,
+		SilenceErrors: true, SilenceUsage: true, Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetIn(e.stdin)

@@ -185,7 +185,7 @@ func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, p
 	}
 	rec.Staged, err = place.Stage(ctx, pair)
 	if err == nil {
-		err = m.move(ctx, rec, Staged)
+		err = m.move(rec, Staged)
 	}
 	if err != nil {
 		rec.State = Staging
@@ -209,6 +209,8 @@ func (m *Machine) finish(ctx context.Context, rec *record) {
 			m.must(ctx, rec, Activated)
 		case Verifying:
 			m.verify(ctx, rec)
+		case Settling:
+			m.commit(ctx, rec)
 		case Restoring:
 			m.restore(ctx, rec)
 		}
@@ -229,11 +231,21 @@ func (m *Machine) verify(ctx context.Context, rec *record) {
 	}
 }
 
+// settle decides that the new pair stays. The old files are thrown away only
+// once that is on disk.
 func (m *Machine) settle(ctx context.Context, rec *record, outcome Outcome, why *trouble, sight connector.Sight) {
+	m.conclude(rec, outcome, why, sight)
+	if err := m.move(rec, Settled); err != nil {
+		m.Log.ErrorContext(ctx, "journal cannot be written: the old files stay beside the new ones", "assignment", rec.Job.Assignment, "error", err)
+		rec.State = Ended
+	}
+}
+
+func (m *Machine) commit(ctx context.Context, rec *record) {
 	if err := rec.place.Commit(ctx, rec.Staged); err != nil {
 		m.Log.WarnContext(ctx, "old files stay beside the new ones", "assignment", rec.Job.Assignment, "error", err)
 	}
-	m.end(ctx, rec, Settled, outcome, why, sight)
+	m.must(ctx, rec, Committed)
 }
 
 func (m *Machine) fail(ctx context.Context, rec *record, why *trouble) {
@@ -294,18 +306,23 @@ func (m *Machine) asBefore(ctx context.Context, rec *record) (connector.Sight, e
 	return sight, errors.New(sight.String())
 }
 
-func (m *Machine) end(ctx context.Context, rec *record, e Event, outcome Outcome, why *trouble, sight connector.Sight) {
+// conclude makes the report.
+func (m *Machine) conclude(rec *record, outcome Outcome, why *trouble, sight connector.Sight) {
 	r := m.report(rec.Job, outcome)
 	r.Fingerprint, r.Served, r.Address = pki.FingerprintOf(rec.New), sight.Served, sight.Address
 	if why != nil {
 		r.Reason, r.Message = why.Reason, why.Message
 	}
 	rec.Report = &r
+}
+
+func (m *Machine) end(ctx context.Context, rec *record, e Event, outcome Outcome, why *trouble, sight connector.Sight) {
+	m.conclude(rec, outcome, why, sight)
 	m.must(ctx, rec, e)
 }
 
 // move takes the event and keeps the new state.
-func (m *Machine) move(_ context.Context, rec *record, e Event) error {
+func (m *Machine) move(rec *record, e Event) error {
 	to, err := next(rec.State, e)
 	if err != nil {
 		return err
@@ -317,7 +334,7 @@ func (m *Machine) move(_ context.Context, rec *record, e Event) error {
 // must is move past the point of no return: a state that cannot be kept is
 // found again from the one before, so work goes on.
 func (m *Machine) must(ctx context.Context, rec *record, e Event) {
-	if err := m.move(ctx, rec, e); err != nil {
+	if err := m.move(rec, e); err != nil {
 		m.Log.ErrorContext(ctx, "journal cannot be written", "assignment", rec.Job.Assignment, "error", err)
 	}
 }
@@ -369,7 +386,7 @@ func decode(data []byte) (*record, error) {
 	if err := json.Unmarshal(data, rec); err != nil {
 		return nil, err
 	}
-	if _, known := transitions[rec.State]; !known || rec.State == Ended && rec.Report == nil {
+	if _, known := transitions[rec.State]; !known || (rec.State == Ended || rec.State == Settling) && rec.Report == nil {
 		return nil, fmt.Errorf("an installation cannot be in the state %q", rec.State)
 	}
 	var err error
@@ -401,7 +418,7 @@ func (m *Machine) resume(ctx context.Context, rec *record) bool {
 		return false
 	}
 	rec.Resumes++
-	if rec.Resumes > maxResumes && rec.State != Restoring {
+	if rec.Resumes > maxResumes && (rec.State == Activating || rec.State == Verifying) {
 		m.fail(ctx, rec, &trouble{ReasonInterrupted, fmt.Sprintf("the agent was stopped %d times in the middle of the installation", rec.Resumes)})
 	} else if err := m.save(rec); err != nil {
 		m.Log.ErrorContext(ctx, "journal cannot be written", "assignment", rec.Job.Assignment, "error", err)

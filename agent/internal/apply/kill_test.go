@@ -237,3 +237,25 @@ func TestKilledTwice(t *testing.T) {
 		}
 	}
 }
+
+// TestKilledAgainAndAgain kills an installation while it throws the old files
+// away, and then its resumptions, more often than it is gone on with.
+func TestKilledAgainAndAgain(t *testing.T) {
+	l := newLab(t, "")
+	l.Start()
+	kills := 0
+	for n := 1; l.killAt(l.order(), "unlinkat", n); n++ {
+		o := l.order()
+		o.Resume = true
+		for range 4 {
+			if l.killAt(o, "fsync", 2) {
+				kills++
+			}
+		}
+		l.recover(fmt.Sprintf("killed at unlinkat %d, then at each resumption", n))
+		l.reset()
+	}
+	if kills < 10 {
+		t.Errorf("%d kills: they do not hit what they should", kills)
+	}
+}

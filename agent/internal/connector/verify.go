@@ -24,6 +24,7 @@ const (
 	firstLook = 50 * time.Millisecond
 	slowLook  = time.Second
 	oneLook   = 5 * time.Second
+	enough    = 3 // looks in a row
 )
 
 // Listener is where a certificate must be seen. The zero value is nowhere.
@@ -51,7 +52,9 @@ func ReadListener(s *Settings) (Listener, error) {
 // Address is host:port, empty for nowhere.
 func (l Listener) Address() string { return l.address }
 
-// Verify looks until the certificate is served, at most so long.
+// Verify looks until the certificate is served, at most so long. While a server
+// reloads, its old workers may answer in between: it must be seen some times in
+// a row, unless there is no time to wait.
 func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.Duration) Sight {
 	if l.address == "" {
 		return Sight{Detail: "the target's settings name no address to verify"}
@@ -60,12 +63,19 @@ func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.
 	defer cancel()
 	deadline := time.Now().Add(wait)
 	var last Sight
-	for pause := firstLook; ; pause = min(2*pause, slowLook) {
+	inRow, pause := 0, firstLook
+	for {
 		sight := l.look(ctx, want)
-		if ctx.Err() == nil || last.Address == "" {
-			last = sight
+		if ctx.Err() != nil && last.Address != "" { // it was cut off
+			return last
 		}
-		if last.View == Right || time.Now().Add(pause).After(deadline) {
+		last = sight
+		if sight.View == Right {
+			inRow, pause = inRow+1, firstLook
+		} else {
+			inRow, pause = 0, min(2*pause, slowLook)
+		}
+		if inRow >= enough || time.Now().Add(pause).After(deadline) {
 			return last
 		}
 		select {
