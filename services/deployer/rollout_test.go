@@ -122,7 +122,9 @@ func TestCSRIntake(t *testing.T) {
 		csr  func(a *agentv1.Assignment) []byte
 		says string
 	}{
-		{func(*agentv1.Assignment) []byte { return forNames(t, pki.ECDSAP256, "shop.example.com", "evil.example.com") }, "evil.example.com"},
+		{func(*agentv1.Assignment) []byte {
+			return forNames(t, pki.ECDSAP256, "shop.example.com", "evil.example.com")
+		}, "evil.example.com"},
 		{func(*agentv1.Assignment) []byte { return forNames(t, pki.ECDSAP256, "shop.example.com") }, "only"},
 		{func(*agentv1.Assignment) []byte {
 			return forNames(t, pki.ECDSAP384, "shop.example.com", "www.shop.example.com")
@@ -497,6 +499,7 @@ func TestRestarts(t *testing.T) {
 		var h *host
 		var s *stream
 		again := func() {
+
 			b.restart()
 			if h != nil {
 				h.connect(h.grant, h.key)

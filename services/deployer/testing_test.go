@@ -174,12 +174,13 @@ func wantFault(t *testing.T, err error, kind fault.Kind, reason string) {
 
 // recorder keeps the events of the deployer as they pass through JetStream.
 type recorder struct {
-	mu  sync.Mutex
-	all []*eventv1.Event
+	mu   sync.Mutex
+	all  []*eventv1.Event
+	seen map[string]bool // by id: after a crash a message may come twice
 }
 
 func record(t *testing.T, nc *nats.Conn) *recorder {
-	r := &recorder{}
+	r := &recorder{seen: map[string]bool{}}
 	sub, err := nc.Subscribe("sallyport.v1.deployer.*", func(m *nats.Msg) {
 		var b eventv1.EventBatch
 		if err := proto.Unmarshal(m.Data, &b); err != nil {
@@ -187,7 +188,12 @@ func record(t *testing.T, nc *nats.Conn) *recorder {
 		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.all = append(r.all, b.GetEvents()...)
+		for _, e := range b.GetEvents() {
+			if !r.seen[e.GetId()] {
+				r.seen[e.GetId()] = true
+				r.all = append(r.all, e)
+			}
+		}
 	})
 	if err != nil {
 		t.Fatal(err)

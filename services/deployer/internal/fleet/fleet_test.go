@@ -245,7 +245,9 @@ func TestReturn(t *testing.T) {
 
 func TestStanding(t *testing.T) {
 	s := NewStanding()
-	caller := func(key string) identity.Caller { return identity.Caller{Role: identity.RoleAgent, Name: "web-1", Key: key} }
+	caller := func(key string) identity.Caller {
+		return identity.Caller{Role: identity.RoleAgent, Name: "web-1", Key: key}
+	}
 	want := func(what, key, want string) {
 		t.Helper()
 		if got := reason(s.Check(caller(key))); got != want {

@@ -2,6 +2,7 @@ package loop
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -16,13 +17,15 @@ const (
 	callers  = 16          // calls to the issuer at once
 	lookEach = time.Second // for what was not hinted at
 	perLook  = 64          // rows claimed at once
+
+	releaseTime = 2 * time.Second
 )
 
 // requests speaks to the issuer about stored CSRs: at once about those this replica has stored, and about all that are due.
 func (l *Loops) requests(ctx context.Context) error {
-	work, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g, ctx := errgroup.WithContext(work)
+	var left leftovers
+	defer left.release(ctx, l)
+	g, ctx := errgroup.WithContext(ctx)
 	queue := make(chan string)
 	for range callers {
 		g.Go(func() error {
@@ -31,9 +34,9 @@ func (l *Loops) requests(ctx context.Context) error {
 				case <-ctx.Done():
 					return nil
 				case id := <-l.Hints.requests: // stored, and so claimed, by this replica
-					l.request(ctx, id)
+					l.request(ctx, id, &left)
 				case id := <-queue:
-					l.request(ctx, id)
+					l.request(ctx, id, &left)
 				}
 			}
 		})
@@ -46,7 +49,7 @@ func (l *Loops) requests(ctx context.Context) error {
 				select {
 				case queue <- id:
 				case <-ctx.Done():
-					return nil
+					left.add(id)
 				}
 			}
 		}
@@ -55,8 +58,40 @@ func (l *Loops) requests(ctx context.Context) error {
 	return g.Wait()
 }
 
+// leftovers are requests that are claimed and not done with when this process stops.
+type leftovers struct {
+	mu  sync.Mutex
+	ids []string
+}
+
+func (f *leftovers) add(id string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ids = append(f.ids, id)
+}
+
+// release lets another process go on with them at once. What it cannot release is free when the claim runs out.
+func (f *leftovers) release(ctx context.Context, l *Loops) {
+	for len(l.Hints.requests) > 0 {
+		f.add(<-l.Hints.requests)
+	}
+	if len(f.ids) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+	defer cancel()
+	if err := l.Store.ReleaseRequests(ctx, f.ids); err != nil {
+		l.Log.InfoContext(ctx, "leaving requests to whoever comes next", "requests", len(f.ids), "error", err)
+	}
+}
+
 // request brings one assignment's request forward: hands it in, or asks where it stands.
-func (l *Loops) request(ctx context.Context, id string) {
+func (l *Loops) request(ctx context.Context, id string, left *leftovers) {
+	defer func() {
+		if ctx.Err() != nil {
+			left.add(id)
+		}
+	}()
 	q, ok, err := l.Store.Request(ctx, id)
 	if err != nil || !ok {
 		l.trouble(ctx, "reading a request", err)

@@ -171,8 +171,12 @@ func TestStartable(t *testing.T) {
 		return a
 	}
 	failing := func(a *Assignment) { a.Failures = 1 }
-	overdue := func(a *Assignment) { a.Renewal = renewal.Decision{At: noon.Add(-2 * time.Hour), By: noon.Add(-time.Hour)} }
-	early := func(a *Assignment) { a.Renewal = renewal.Decision{At: noon.Add(-2 * time.Hour), By: noon.Add(time.Hour)} }
+	overdue := func(a *Assignment) {
+		a.Renewal = renewal.Decision{At: noon.Add(-2 * time.Hour), By: noon.Add(-time.Hour)}
+	}
+	early := func(a *Assignment) {
+		a.Renewal = renewal.Decision{At: noon.Add(-2 * time.Hour), By: noon.Add(time.Hour)}
+	}
 	for _, c := range []struct {
 		what  string
 		rules Rules

@@ -62,6 +62,15 @@ func (s *Store) ClaimRequests(ctx context.Context, limit int) ([]string, error) 
 	return won, err
 }
 
+// ReleaseRequests gives claimed requests back, so that another process can take them up at once.
+func (s *Store) ReleaseRequests(ctx context.Context, ids []string) error {
+	return s.write(ctx, func(ctx context.Context, t *txn) error {
+		args := []any{db.FromTime(t.now)}
+		_, err := t.Exec(ctx, `UPDATE assignment SET request_next = $1 WHERE state = 'requested' AND id IN `+db.In(&args, ids), args...)
+		return err
+	})
+}
+
 // PostponeRequest says when to speak to the issuer again. An event that asked for it meanwhile wins.
 func (s *Store) PostponeRequest(ctx context.Context, q Request, until time.Time, sent bool) error {
 	return s.onRequest(ctx, q.Assignment, func(ctx context.Context, t *txn, r *record) error {

@@ -5,6 +5,9 @@
 // transaction with its event and with what the agent is told of it; that a host's revision grows with every change the agent
 // must see, so that whoever has read up to a revision has missed nothing; and that of two replicas which do the same thing
 // one does it and the other finds it done. When to do what is left to the loops.
+//
+// It is larger than a package should be because its transactions cross all of it: an agent's report moves an assignment, its
+// host's revision, its deployment and the outbox in one commit.
 package store
 
 import (
@@ -77,7 +80,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{c: c, db: d}
-	if err := s.readEpoch(ctx); err != nil {
+	if err := errors.Join(s.readEpoch(ctx), s.releaseLeftovers(ctx)); err != nil {
 		d.Close()
 		return nil, err
 	}
@@ -106,6 +109,24 @@ func (s *Store) readEpoch(ctx context.Context) error {
 	})
 	if err != nil {
 		return fmt.Errorf("reading the store's name: %w", err)
+	}
+	return nil
+}
+
+// releaseLeftovers makes due at once what a process had claimed that is certainly gone.
+func (s *Store) releaseLeftovers(ctx context.Context) error {
+	if !s.db.Exclusive() {
+		return nil
+	}
+	now := db.FromTime(s.c.Now())
+	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		_, requests := tx.Exec(ctx, `UPDATE assignment SET request_next = $1 WHERE state = 'requested' AND request_next > $1`, now)
+		_, intents := tx.Exec(ctx, `UPDATE intent SET due = $1 WHERE due > $1`, now)
+		_, replicas := tx.Exec(ctx, `DELETE FROM replica`)
+		return errors.Join(requests, intents, replicas)
+	})
+	if err != nil {
+		return fmt.Errorf("taking over what was left: %w", err)
 	}
 	return nil
 }

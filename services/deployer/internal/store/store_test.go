@@ -1219,3 +1219,35 @@ func reasonOf(err error) string {
 	}
 	return ""
 }
+
+func FuzzCheckCSR(f *testing.F) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		f.Fatal(err)
+	}
+	wanted, err := pki.ParseNames([]string{"shop.example.com"}, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	der, err := pki.NewCSR(key, wanted)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(der)
+	f.Add([]byte{})
+	f.Add([]byte{0x30, 0x82, 0xff, 0xff})
+	want := rollout.Wanted{KeyType: pki.ECDSAP256, Names: wanted}
+	f.Fuzz(func(t *testing.T, der []byte) {
+		err := checkCSR(der, want)
+		if err != nil {
+			if g := fault.Of(err); g.Reason != ReasonCSRRefused || g.Field != "csr" || g.Message == "" {
+				t.Fatalf("refused with %+v", g)
+			}
+			return
+		}
+		csr, err := pki.CheckCSR(der)
+		if err != nil || !csr.Names.Equal(wanted) || csr.KeyType != pki.ECDSAP256 {
+			t.Fatalf("taken: %+v %v", csr, err)
+		}
+	})
+}
