@@ -57,11 +57,11 @@ func Read(der []byte) (Certificate, error) {
 	for i, name := range c.Facts.Names.DNS {
 		c.Facts.Names.DNS[i] = clean(name)
 	}
-	weak, reason := false, ""
+	var reason string
 	if cert.PublicKey == nil {
 		c.Facts.KeyType, reason = foreignKey(cert.RawSubjectPublicKeyInfo)
-	} else if reason, weak = pki.Weak(cert.PublicKey); !weak {
-		reason = ""
+	} else {
+		reason, _ = pki.Weak(cert.PublicKey) // "" where it is not
 	}
 	if reason == "" {
 		reason = c.Facts.SignatureWeakness

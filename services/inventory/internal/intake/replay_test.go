@@ -37,7 +37,6 @@ type world struct {
 	r      *mrand.Rand
 	leaves []catalog.Certificate
 	cas    []catalog.Certificate
-	chains [][]byte // intermediates and root
 }
 
 func newWorld(t *testing.T, seed uint64) *world {
@@ -194,7 +193,7 @@ func newStore(t *testing.T, c db.Config, now func() time.Time) *store.Store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { st.Close() })
+	t.Cleanup(func() { _ = st.Close() })
 	return st
 }
 
@@ -350,7 +349,7 @@ func FuzzObserved(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Cleanup(func() { st.Close() })
+	f.Cleanup(func() { _ = st.Close() })
 	in := intake.Intake{Store: st, Log: servicetest.Log(f)}
 	for _, name := range []string{"secp256k1", "sha1", "negative"} {
 		der, err := os.ReadFile(filepath.Join("..", "catalog", "testdata", name+".der"))

@@ -44,6 +44,7 @@ type verdict struct {
 
 // open is a finding that is open.
 type open struct {
+	subject  string
 	rule     finding.Rule
 	opened   int64
 	rank     int64
@@ -220,24 +221,14 @@ func openFindings(ctx context.Context, tx db.Tx, subjects []string) (map[string]
 	all := map[string][]open{}
 	for part := range slices.Chunk(subjects, chunk) {
 		var args []any
-		rows, err := tx.Query(ctx, `SELECT subject, rule, opened, rank, message, identity FROM finding WHERE closed = 0 AND subject IN `+db.In(&args, part), args...)
+		rows, err := collect(ctx, tx, func(r row, o *open) error {
+			return r.Scan(&o.subject, &o.rule, &o.opened, &o.rank, &o.message, &o.identity)
+		}, `SELECT subject, rule, opened, rank, message, identity FROM finding WHERE closed = 0 AND subject IN `+db.In(&args, part), args...)
 		if err != nil {
 			return nil, err
 		}
-		for rows.Next() {
-			var subject string
-			var o open
-			if err := rows.Scan(&subject, &o.rule, &o.opened, &o.rank, &o.message, &o.identity); err != nil {
-				rows.Close()
-				return nil, err
-			}
-			all[subject] = append(all[subject], o)
-		}
-		if err := rows.Close(); err != nil {
-			return nil, err
-		}
-		if err := rows.Err(); err != nil {
-			return nil, err
+		for _, o := range rows {
+			all[o.subject] = append(all[o.subject], o)
 		}
 	}
 	return all, nil

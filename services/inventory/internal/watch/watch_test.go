@@ -26,7 +26,7 @@ func open(t *testing.T, c db.Config, now func() time.Time) (*store.Store, *watch
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { st.Close() })
+	t.Cleanup(func() { _ = st.Close() })
 	w, err := watch.New(watch.Config{Store: st, Limits: limits, Review: time.Hour, Now: now, Log: servicetest.Log(t)})
 	if err != nil {
 		t.Fatal(err)
