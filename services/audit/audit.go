@@ -19,10 +19,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
-	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
@@ -200,22 +198,5 @@ func (s *Service) Close() error {
 
 // OnDenied records a call to this service that was denied, the way other services' denied calls come: as a fact.
 func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {
-	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		actor := string(identity.RoleAnonymous)
-		if !d.Caller.ID.IsZero() {
-			actor = d.Caller.ID.String()
-		}
-		return event.Emit(ctx, tx, &eventv1.Event{
-			Time:    timestamppb.New(s.deps.Now()),
-			Type:    "audit.call.denied",
-			Subject: "methods/" + d.Service + "/" + d.Method,
-			Actor:   actor,
-			Reason:  d.Reason,
-			Result:  eventv1.Result_RESULT_REFUSED,
-			Facts:   map[string]string{"detail": d.Detail, "peer": d.Peer},
-		})
-	})
-	if err != nil {
-		s.deps.Log.ErrorContext(ctx, "a denied call could not be recorded", "method", d.Service+"/"+d.Method, "caller", d.Caller.String(), "reason", d.Reason, "error", err)
-	}
+	event.Denied(ctx, s.db, Name, d, s.deps.Log)
 }

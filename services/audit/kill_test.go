@@ -96,7 +96,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		tick := time.NewTicker(3 * time.Millisecond)
+		tick := time.NewTicker(10 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {
@@ -115,7 +115,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	grew := 0
-	for range 12 {
+	for range 8 {
 		before := checkpointSize(w.config.Directory)
 		child := exec.Command(self, "-test.run=^TestKilledChild$")
 		child.Env = append(os.Environ(), killDir+"="+dir, killBroker+"="+url)
@@ -142,9 +142,6 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := w.run(s)
-	eventually(t, "every fact has a record", func() bool {
-		return len(r.list(t, nil, 1000)) >= w.n
-	})
 	r.await(t, w.n)
 	// What a killed process had taken comes again later, so the order is not that of publication.
 	exported, err := r.client.ExportRecords(t.Context(), &auditv1.ExportRecordsRequest{})

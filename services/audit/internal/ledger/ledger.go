@@ -36,7 +36,6 @@ import (
 	"github.com/transparency-dev/tessera/client"
 	"github.com/transparency-dev/tessera/storage/posix"
 	"golang.org/x/mod/sumdb/note"
-	"k8s.io/klog/v2"
 )
 
 const (
@@ -69,6 +68,7 @@ type Ledger struct {
 	logDir   string
 	verifier string
 	key      note.Verifier
+	log      *slog.Logger
 	lock     *os.File
 	files    client.FileFetcher
 	reader   tessera.LogReader
@@ -86,7 +86,7 @@ func Open(ctx context.Context, c Config) (*Ledger, error) {
 	if c.Dir == "" || c.Origin == "" || c.CheckpointInterval < 100*time.Millisecond || c.Log == nil {
 		return nil, errors.New("ledger.Open: Dir, Origin, CheckpointInterval (at least 100 ms) and Log are required")
 	}
-	l := &Ledger{dir: c.Dir, logDir: filepath.Join(c.Dir, "log"), grown: make(chan struct{})}
+	l := &Ledger{dir: c.Dir, logDir: filepath.Join(c.Dir, "log"), log: c.Log, grown: make(chan struct{})}
 	l.files = client.FileFetcher{Root: l.logDir}
 	if err := l.acquire(); err != nil {
 		return nil, err
@@ -108,7 +108,8 @@ func (l *Ledger) open(ctx context.Context, c Config) error {
 	if err := l.writeVerifier(); err != nil {
 		return err
 	}
-	klog.SetSlogLogger(c.Log) // Tessera's log; there is one per process
+	captureKlog()
+	tesseraLog.Store(c.Log)
 	driver, err := posix.New(ctx, posix.Config{Path: l.logDir})
 	if err != nil {
 		return fmt.Errorf("opening the log: %w", err)
@@ -141,6 +142,7 @@ func (l *Ledger) Close() error {
 		err = fmt.Errorf("waiting for the last checkpoint: %w", err)
 	}
 	l.stop()
+	tesseraLog.CompareAndSwap(l.log, nil)
 	return errors.Join(err, l.lock.Close())
 }
 
