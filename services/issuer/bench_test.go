@@ -30,7 +30,7 @@ func BenchmarkSubmit(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer s.Close()
+	b.Cleanup(func() { _ = s.Close() })
 	srv := d.Serve("issuer", rpc.ServerConfig{Methods: Methods(), OnDenied: s.OnDenied, Log: slog.New(slog.DiscardHandler)}, s.Register)
 	operator := issuerv1.NewIssuerServiceClient(srv.As(d.Operator("ann")))
 	if _, err := operator.ApplyAuthority(b.Context(), &issuerv1.ApplyAuthorityRequest{Authority: internalAuthority()}); err != nil {

@@ -698,7 +698,7 @@ func newHost(t *testing.T) *host {
 		_ = srv.Serve(lis)
 	}()
 	t.Cleanup(func() {
-		srv.Close()
+		_ = srv.Close()
 		<-done
 	})
 	return h
@@ -1071,7 +1071,9 @@ func TestRestartAndKeyFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.Close()
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := New(t.Context(), lost, deps); fault.Of(err).Reason != "KEY_FILE_REFUSED" || !strings.Contains(err.Error(), "not the one") {
 		t.Errorf("with another key file: %v", err)
 	}

@@ -229,11 +229,11 @@ func connect(c NATS, src identity.Source, name string, log *slog.Logger) (*nats.
 		nats.ReconnectJitter(time.Second, time.Second),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
-				log.Warn("NATS is away", "error", err) //nolint:sloglint // a callback without a context
+				log.Warn("NATS is away", "error", err)
 			}
 		}),
 		nats.ReconnectHandler(func(conn *nats.Conn) {
-			log.Info("NATS is back", "server", conn.ConnectedUrlRedacted()) //nolint:sloglint // a callback without a context
+			log.Info("NATS is back", "server", conn.ConnectedUrlRedacted())
 		}),
 	)
 	if err != nil {

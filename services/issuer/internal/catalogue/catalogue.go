@@ -332,7 +332,7 @@ func (c *Catalogue) secret(name string) ([]byte, error) {
 	if err != nil {
 		return nil, refuse("secrets_dir cannot be opened: %v", err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	f, err := root.Open(name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -24,7 +24,7 @@ func open(t *testing.T, c db.Config) *Catalogue {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { st.Close() })
+	t.Cleanup(func() { _ = st.Close() })
 	box, err := secret.Create(filepath.Join(t.TempDir(), "kek.json"))
 	if err != nil {
 		t.Fatal(err)
@@ -67,7 +67,9 @@ func TestKeysAreSealed(t *testing.T) {
 		}
 		keys = append(keys, text[30:80])
 	}
-	cat.Store.Close()
+	if err := cat.Store.Close(); err != nil {
+		t.Fatal(err)
+	}
 	files, err := filepath.Glob(c.DSN + "*")
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)

@@ -169,7 +169,9 @@ func (p *process) kill() {
 		p.done.Wait()
 	}
 	p.catalogue.Close()
-	p.store.Close()
+	if err := p.store.Close(); err != nil {
+		p.t.Errorf("closing: %v", err)
+	}
 }
 
 func (p *process) submit(id string, csr *pki.CSR) {
@@ -257,7 +259,7 @@ func newHost(t *testing.T) *host {
 		_ = srv.Serve(lis)
 	}()
 	t.Cleanup(func() {
-		srv.Close()
+		_ = srv.Close()
 		<-done
 	})
 	return h

@@ -36,7 +36,7 @@ func each(t *testing.T, fn func(*fixture)) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { s.Close() })
+		t.Cleanup(func() { _ = s.Close() })
 		f.Store = s
 		spec := authority.Spec{Name: "public", ACME: &authority.ACME{Directory: "https://ca.example/dir"}}
 		if f.a, err = s.CreateAuthority(t.Context(), Authority{Spec: spec, UID: "u1", Key: []byte("sealed")}); err != nil {
@@ -434,9 +434,11 @@ func TestLeftovers(t *testing.T) {
 	if _, err := first.Claim(t.Context(), "first", now().Add(time.Hour), 1); err != nil {
 		t.Fatal(err)
 	}
-	first.Close()
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
 	second := open()
-	defer second.Close()
+	defer func() { _ = second.Close() }()
 	if err := second.ReleaseLeftovers(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -117,7 +117,7 @@ func newHost(t *testing.T) *host {
 		_ = srv.Serve(lis)
 	}()
 	t.Cleanup(func() {
-		srv.Close()
+		_ = srv.Close()
 		<-done
 	})
 	return h
@@ -342,7 +342,7 @@ func TestLostOrderIsTakenUp(t *testing.T) {
 	q := l.request("a.example.com", "b.example.com")
 	q.until(issuance.Ordering)
 	l.Inject(pebbletest.Fault{Path: pebbletest.NewOrder, Times: 1, After: true, Status: 504})
-	q.fails(fault.Transient, ReasonUnavailable)
+	_ = q.fails(fault.Transient, ReasonUnavailable)
 	q.fresh = false
 	before := l.Hits(pebbletest.NewOrder)
 	p := q.until(issuance.Ordered)
@@ -413,7 +413,7 @@ func TestOrderGone(t *testing.T) {
 		q.until(issuance.Finalizing)
 		q.fresh = false
 		l.Inject(gone)
-		q.fails(fault.Permanent, ReasonOrderLost)
+		_ = q.fails(fault.Permanent, ReasonOrderLost)
 	})
 }
 
@@ -421,7 +421,7 @@ func TestBlockedName(t *testing.T) {
 	l := newLab(t, pebbletest.Options{BlockedDomains: []string{"blocked.example"}})
 	q := l.request("blocked.example")
 	q.until(issuance.Ordering)
-	q.fails(fault.Permanent, ReasonRejectedIdentifier)
+	_ = q.fails(fault.Permanent, ReasonRejectedIdentifier)
 }
 
 func TestUnknownProfile(t *testing.T) {
@@ -429,7 +429,7 @@ func TestUnknownProfile(t *testing.T) {
 	q := l.request("a.example.com")
 	q.r.Order.Profile = "nonsense"
 	q.until(issuance.Ordering)
-	q.fails(fault.Permanent, ReasonInvalidProfile)
+	_ = q.fails(fault.Permanent, ReasonInvalidProfile)
 }
 
 func TestReplaces(t *testing.T) {
