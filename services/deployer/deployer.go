@@ -19,8 +19,6 @@ import (
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 
-	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
-
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -30,7 +28,6 @@ import (
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/session"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
-	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 )
 
@@ -215,15 +212,5 @@ func (s *Service) Deny(c identity.Caller) error {
 
 // OnDenied records a denied call.
 func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {
-	e := &eventv1.Event{
-		Type: "deployer.call.denied", Subject: d.Service + "/" + d.Method, Reason: d.Reason, Result: eventv1.Result_RESULT_REFUSED,
-		Facts: map[string]string{"caller": d.Caller.String(), "peer": d.Peer, "detail": d.Detail},
-	}
-	if !d.Caller.ID.IsZero() {
-		e.Actor = d.Caller.ID.String()
-	}
-	err := s.store.DB().Write(ctx, func(ctx context.Context, tx db.Tx) error { return event.Emit(ctx, tx, e) })
-	if err != nil {
-		s.deps.Log.ErrorContext(ctx, "recording a denied call", "service", d.Service, "method", d.Method, "caller", d.Caller.String(), "error", err)
-	}
+	event.Denied(ctx, s.store.DB(), Name, d, s.deps.Log)
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
-	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
@@ -189,16 +188,7 @@ func (s *Service) Run(ctx context.Context) error {
 // Close closes the database; Run must have returned.
 func (s *Service) Close() error { return s.store.Close() }
 
-// callDenied is the type of the event about a refused call.
-const callDenied = "inventory.call.denied"
-
 // OnDenied records a refused call.
 func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {
-	e := &eventv1.Event{
-		Type: callDenied, Subject: "methods/" + d.Method, Reason: d.Reason, Result: eventv1.Result_RESULT_REFUSED,
-		Facts: map[string]string{"service": d.Service, "method": d.Method, "caller": d.Caller.String(), "peer": d.Peer},
-	}
-	if err := s.store.Note(ctx, e); err != nil {
-		s.log.ErrorContext(ctx, "a denied call could not be recorded", "method", d.Method, "caller", d.Caller.String(), "reason", d.Reason, "error", err)
-	}
+	event.Denied(ctx, s.store.DB(), "inventory", d, s.log)
 }

@@ -19,13 +19,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
-	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
-	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/internal/secret"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/advice"
@@ -195,12 +193,5 @@ func (s *Service) Close() error {
 
 // OnDenied makes a denied call an event.
 func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {
-	e := &eventv1.Event{
-		Type: "issuer.call.denied", Subject: "methods/" + d.Method, Reason: d.Reason, Result: eventv1.Result_RESULT_REFUSED,
-		Facts: map[string]string{"service": d.Service, "method": d.Method, "caller": d.Caller.String(), "peer": d.Peer},
-	}
-	err := s.store.DB().Write(ctx, func(ctx context.Context, tx db.Tx) error { return event.Emit(ctx, tx, e) })
-	if err != nil {
-		s.log.ErrorContext(ctx, "a denied call is not recorded", "method", d.Method, "caller", d.Caller.String(), "error", err)
-	}
+	event.Denied(ctx, s.store.DB(), "issuer", d, s.log)
 }

@@ -83,7 +83,7 @@ func (s *Store) ReportChallenge(ctx context.Context, host, id string, ready bool
 	if ready {
 		reported = "ready"
 	}
-	return s.write(ctx, func(ctx context.Context, t *txn) error {
+	err := s.write(ctx, func(ctx context.Context, t *txn) error {
 		var was string
 		var withdrawn bool
 		err := t.QueryRow(ctx, `SELECT reported, withdrawn FROM challenge WHERE id = $1 AND host = $2`, id, host).Scan(&was, &withdrawn)
@@ -101,6 +101,7 @@ func (s *Store) ReportChallenge(ctx context.Context, host, id string, ready bool
 		}
 		return t.intend(ctx, challengeIntent+id, ready, message)
 	})
+	return s.trespass(ctx, host, "challenge", id, err)
 }
 
 func cutIntent(id string) (challenge, request string) {

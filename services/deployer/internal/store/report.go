@@ -48,7 +48,7 @@ func (s *Store) TakeCSR(ctx context.Context, host, id string, generation int64, 
 		return t.refuseCSR(ctx, &r, refused)
 	})
 	if err != nil {
-		return err
+		return s.trespass(ctx, host, "assignment", id, err)
 	}
 	return refused
 }
@@ -90,7 +90,7 @@ func (t *txn) refuseCSR(ctx context.Context, r *record, refused error) error {
 // TakeReport stores an agent's report, once per report id, and does what it says. A report about a generation or attempt that
 // is over is recorded and changes nothing.
 func (s *Store) TakeReport(ctx context.Context, host string, in rollout.Report) error {
-	return s.write(ctx, func(ctx context.Context, t *txn) error {
+	err := s.write(ctx, func(ctx context.Context, t *txn) error {
 		r, err := t.lock(ctx, place{host: host, id: in.Assignment})
 		if err != nil {
 			return err
@@ -114,6 +114,7 @@ func (s *Store) TakeReport(ctx context.Context, host string, in rollout.Report) 
 		return t.advance(ctx, &r, rollout.Step{Event: v.Event, Served: in.Served, Address: in.Address, Reason: v.Reason, Message: v.Message},
 			"the agent reported "+string(in.Outcome))
 	})
+	return s.trespass(ctx, host, "assignment", in.Assignment, err)
 }
 
 func (t *txn) emitStale(ctx context.Context, r record, in rollout.Report) error {

@@ -61,7 +61,7 @@ func open(t *testing.T, c db.Config) *fixture {
 		Now: f.now, Log: servicetest.Log(t),
 	}
 	f.reopen()
-	t.Cleanup(func() { f.Close() })
+	t.Cleanup(func() { f.must(f.Close()) })
 	return f
 }
 
@@ -232,13 +232,13 @@ func TestLifeOfAnAssignment(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		ctx := t.Context()
 		f.apply(f.deployment("web-1"))
-		a := f.is("shop", rollout.Planned) // nobody is there to do it
+		f.is("shop", rollout.Planned) // nobody is there to do it
 		if d, err := f.Delta(ctx, "web-1", -1); err != nil || len(d.Assignments) != 0 || !d.Snapshot {
 			t.Fatalf("told too early: %+v %v", d, err)
 		}
 		f.enrol("web-1")
 		f.must(f.Start(ctx, "shop"))
-		a = f.is("shop", rollout.Assigned)
+		a := f.is("shop", rollout.Assigned)
 		der := f.csr(a)
 		f.must(f.take(a, der))
 		f.must(f.take(a, der)) // lost answer
@@ -275,6 +275,12 @@ func TestLifeOfAnAssignment(t *testing.T) {
 		}
 		f.refused(f.TakeReport(ctx, "web-2", r), "ASSIGNMENT_NOT_FOUND")
 		f.refused(f.TakeCSR(ctx, "web-2", a.ID, 1, 1, der), "ASSIGNMENT_NOT_FOUND")
+		f.happened("call.denied", 2)
+		f.refused(f.TakeCSR(ctx, "web-2", "no-such-assignment", 1, 1, der), "ASSIGNMENT_NOT_FOUND")
+		f.happened("call.denied", 2)
+		if e := f.events("call.denied")[1]; e.GetSubject() != "assignments/"+a.ID || e.GetFacts()["host"] != "web-2" || e.GetFacts()["owner"] != "web-1" {
+			t.Fatalf("event: %v", e)
+		}
 	})
 }
 
@@ -759,6 +765,7 @@ func TestChallenges(t *testing.T) {
 			t.Fatalf("told: %+v", d)
 		}
 		f.refused(f.ReportChallenge(ctx, "web-2", "c1", true, ""), "CHALLENGE_NOT_FOUND")
+		f.happened("call.denied", 1)
 		f.must(f.ReportChallenge(ctx, "web-1", "c1", false, "port 80 is taken"))
 		f.must(f.ReportChallenge(ctx, "web-1", "c1", false, "port 80 is taken"))
 		in, err := f.ClaimIntents(ctx, 10)
@@ -1176,7 +1183,7 @@ func TestRaces(t *testing.T) {
 	f := open(t, servicetest.Postgres(t))
 	other, err := Open(t.Context(), f.cfg)
 	f.must(err)
-	t.Cleanup(func() { other.Close() })
+	t.Cleanup(func() { f.must(other.Close()) })
 	ctx := t.Context()
 	var hosts []string
 	for i := range 12 {
