@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"go.yaml.in/yaml/v3"
 
@@ -73,12 +74,39 @@ func Load(path string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := range f.Contexts {
-		if id := f.Contexts[i].Identity; id != "" && !filepath.IsAbs(id) {
-			f.Contexts[i].Identity = filepath.Join(filepath.Dir(path), id)
-		}
-	}
 	return f, nil
+}
+
+// Resolved has an identity that does not depend on where the file at path is.
+func (c Context) Resolved(path string) Context {
+	if c.Identity != "" && !filepath.IsAbs(c.Identity) {
+		c.Identity = filepath.Join(filepath.Dir(path), c.Identity)
+	}
+	return c
+}
+
+// Update changes the file under a lock, so that two who do so at once do not
+// undo each other's change. Nothing is written when change fails or says no.
+func Update(path string, change func(*File) (bool, error)) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("writing contexts: %w", err)
+	}
+	lock, err := os.OpenFile(path+".lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return fmt.Errorf("writing contexts: %w", err)
+	}
+	defer func() { _ = lock.Close() }() // gives the lock up
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX); err != nil {
+		return fmt.Errorf("writing contexts: locking: %w", err)
+	}
+	f, err := Load(path)
+	if err != nil {
+		return err
+	}
+	if write, err := change(f); err != nil || !write {
+		return err
+	}
+	return f.Save(path)
 }
 
 // Validate is called by Load.
@@ -193,28 +221,37 @@ func (t *Taken) Error() string {
 // it current when there is none. Another installation's context of the same
 // name stays, and the error is *Taken. changed says whether the file was written.
 func Put(path string, c Context) (changed bool, err error) {
-	f, err := Load(path)
-	if err != nil {
-		return false, err
-	}
+	err = Update(path, func(f *File) (bool, error) {
+		changed, err = f.put(path, c)
+		return changed, err
+	})
+	return changed && err == nil, err
+}
+
+func (f *File) put(path string, c Context) (bool, error) {
 	i := slices.IndexFunc(f.Contexts, func(o Context) bool { return o.Name == c.Name })
-	switch {
-	case i < 0:
+	if i < 0 {
 		f.Contexts = append(f.Contexts, c)
-	case filepath.Clean(f.Contexts[i].Identity) != filepath.Clean(c.Identity):
-		if _, err := os.Stat(f.Contexts[i].Identity); err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return false, &Taken{Name: c.Name, Path: path, Identity: f.Contexts[i].Identity}
+	} else {
+		have := f.Contexts[i].Resolved(path)
+		switch same := filepath.Clean(have.Identity) == filepath.Clean(c.Identity); {
+		case same && have.Server == c.Server && len(have.Servers) == 0 && f.CurrentContext != "":
+			return false, nil
+		case !same && !gone(have.Identity):
+			return false, &Taken{Name: c.Name, Path: path, Identity: have.Identity}
 		}
-		f.Contexts[i] = c // the other installation is gone
-	case f.Contexts[i].Server == c.Server && len(f.Contexts[i].Servers) == 0 && f.CurrentContext != "":
-		return false, nil
-	default:
 		f.Contexts[i] = c
 	}
 	if f.CurrentContext == "" {
 		f.CurrentContext = c.Name
 	}
-	return true, f.Save(path)
+	return true, nil
+}
+
+// gone says whether there surely is no such directory any more.
+func gone(dir string) bool {
+	_, err := os.Stat(dir)
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // Missing tells that a context is not there, and which are.

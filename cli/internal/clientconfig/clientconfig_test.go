@@ -2,9 +2,11 @@ package clientconfig
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -80,7 +82,7 @@ func TestLoad(t *testing.T) {
 		t.Fatal(err)
 	}
 	c, ok := f.Find("a")
-	if !ok || c.Identity != filepath.Join(filepath.Dir(path), "me") {
+	if c = c.Resolved(path); !ok || c.Identity != filepath.Join(filepath.Dir(path), "me") {
 		t.Errorf("got %+v", c)
 	}
 	if c.Address("audit") != "k:2" || c.Address("issuer") != "h:1" {
@@ -125,6 +127,23 @@ func TestPut(t *testing.T) {
 				t.Errorf("mode %o", info.Mode().Perm())
 			}
 		})
+	}
+}
+
+func TestPutsAtOnceDoNotUndoEachOther(t *testing.T) {
+	path := file(t, "")
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if _, err := Put(path, Context{Name: fmt.Sprint(i), Server: "h:1", Identity: "/x"}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	f, err := Load(path)
+	if err != nil || len(f.Contexts) != 20 {
+		t.Errorf("%d contexts, %v", len(f.Contexts), err)
 	}
 }
 

@@ -223,7 +223,7 @@ func (a *app) place() (clientconfig.Context, error) {
 		if !ok {
 			return at, exit.With(exit.NotFound, f.Missing(name, path))
 		}
-		at = found
+		at = found.Resolved(path)
 	}
 	if a.server != "" {
 		at.Server, at.Servers = a.server, nil

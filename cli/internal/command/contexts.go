@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -19,6 +20,18 @@ func (a *app) contexts() (string, *clientconfig.File, error) {
 	}
 	f, err := clientconfig.Load(path)
 	return path, f, err
+}
+
+// updateContexts changes the contexts file.
+func (a *app) updateContexts(change func(path string, f *clientconfig.File) error) error {
+	path, err := clientconfig.Path(a.env.Getenv)
+	if err != nil {
+		return exit.With(exit.Usage, err)
+	}
+	return clientconfig.Update(path, func(f *clientconfig.File) (bool, error) {
+		err := change(path, f)
+		return err == nil, err
+	})
 }
 
 func (a *app) configCommand() *cobra.Command {
@@ -67,15 +80,14 @@ func (a *app) useContextCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "use-context NAME", Short: "Make a context the current one", Args: usage(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, args []string) error {
-			path, f, err := a.contexts()
+			err := a.updateContexts(func(path string, f *clientconfig.File) error {
+				if _, ok := f.Find(args[0]); !ok {
+					return exit.With(exit.NotFound, f.Missing(args[0], path))
+				}
+				f.CurrentContext = args[0]
+				return nil
+			})
 			if err != nil {
-				return err
-			}
-			if _, ok := f.Find(args[0]); !ok {
-				return exit.With(exit.NotFound, f.Missing(args[0], path))
-			}
-			f.CurrentContext = args[0]
-			if err := f.Save(path); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(a.env.Out, "Switched to context %q.\n", args[0])
@@ -89,36 +101,31 @@ func (a *app) setContextCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "set-context NAME --server HOST:PORT --identity DIR", Short: "Add or change a context", Args: usage(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, args []string) error {
-			path, f, err := a.contexts()
+			identity, err := absolute(a.identity)
 			if err != nil {
 				return err
 			}
-			c, had := f.Find(args[0])
-			c.Name = args[0]
-			if a.server != "" {
-				c.Server = a.server
-			}
-			if a.identity != "" {
-				if c.Identity, err = absolute(a.identity); err != nil {
-					return err
+			had := false
+			err = a.updateContexts(func(_ string, f *clientconfig.File) error {
+				var c clientconfig.Context
+				c, had = f.Find(args[0])
+				c.Name, c.Server, c.Identity = args[0], cmp.Or(a.server, c.Server), cmp.Or(identity, c.Identity)
+				f.Contexts = slices.DeleteFunc(f.Contexts, func(o clientconfig.Context) bool { return o.Name == c.Name })
+				f.Contexts = append(f.Contexts, c)
+				f.CurrentContext = cmp.Or(f.CurrentContext, c.Name)
+				if err := f.Validate(); err != nil {
+					return exit.Errorf(exit.Usage, "context %q: give --server and --identity: %w", c.Name, err)
 				}
-			}
-			f.Contexts = slices.DeleteFunc(f.Contexts, func(o clientconfig.Context) bool { return o.Name == c.Name })
-			f.Contexts = append(f.Contexts, c)
-			if f.CurrentContext == "" {
-				f.CurrentContext = c.Name
-			}
-			if err := f.Validate(); err != nil {
-				return exit.Errorf(exit.Usage, "context %q: give --server and --identity: %w", c.Name, err)
-			}
-			if err := f.Save(path); err != nil {
+				return nil
+			})
+			if err != nil {
 				return err
 			}
 			word := "created"
 			if had {
 				word = "changed"
 			}
-			_, err = fmt.Fprintf(a.env.Out, "Context %q %s.\n", c.Name, word)
+			_, err = fmt.Fprintf(a.env.Out, "Context %q %s.\n", args[0], word)
 			return err
 		},
 		ValidArgsFunction: a.completeContexts,
@@ -129,18 +136,17 @@ func (a *app) deleteContextCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "delete-context NAME", Short: "Remove a context; the identity's files stay", Args: usage(cobra.ExactArgs(1)),
 		RunE: func(_ *cobra.Command, args []string) error {
-			path, f, err := a.contexts()
+			err := a.updateContexts(func(path string, f *clientconfig.File) error {
+				if _, ok := f.Find(args[0]); !ok {
+					return exit.With(exit.NotFound, f.Missing(args[0], path))
+				}
+				f.Contexts = slices.DeleteFunc(f.Contexts, func(o clientconfig.Context) bool { return o.Name == args[0] })
+				if f.CurrentContext == args[0] {
+					f.CurrentContext = ""
+				}
+				return nil
+			})
 			if err != nil {
-				return err
-			}
-			if _, ok := f.Find(args[0]); !ok {
-				return exit.With(exit.NotFound, f.Missing(args[0], path))
-			}
-			f.Contexts = slices.DeleteFunc(f.Contexts, func(o clientconfig.Context) bool { return o.Name == args[0] })
-			if f.CurrentContext == args[0] {
-				f.CurrentContext = ""
-			}
-			if err := f.Save(path); err != nil {
 				return err
 			}
 			_, err = fmt.Fprintf(a.env.Out, "Context %q removed.\n", args[0])

@@ -35,7 +35,11 @@ func exitCodesTopic() *cobra.Command {
 	return cmd
 }
 
+// absolute leaves an empty path empty.
 func absolute(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
 	abs, err := filepath.Abs(path)
 	if err != nil {
 		return "", fmt.Errorf("finding %s: %w", path, err)
