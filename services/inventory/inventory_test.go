@@ -356,7 +356,7 @@ func TestWhoMayCall(t *testing.T) {
 		for _, e := range published() {
 			if e.GetType() == "inventory.call.denied" {
 				n++
-				if e.GetResult() != eventv1.Result_RESULT_REFUSED || e.GetReason() == "" || e.GetFacts()["method"] == "" || e.GetFacts()["peer"] == "" || e.GetActor() == "" {
+				if e.GetResult() != eventv1.Result_RESULT_REFUSED || e.GetReason() == "" || !strings.HasPrefix(e.GetSubject(), "methods/") || e.GetFacts()["peer"] == "" || e.GetActor() == "" {
 					t.Fatalf("denied: %v", e)
 				}
 			}

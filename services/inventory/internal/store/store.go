@@ -111,8 +111,3 @@ func (s *Store) emit(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
 	}
 	return event.Emit(ctx, tx, e)
 }
-
-// Note records a fact that changes nothing here.
-func (s *Store) Note(ctx context.Context, e *eventv1.Event) error {
-	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error { return s.emit(ctx, tx, e) })
-}
