@@ -21,7 +21,7 @@ import (
 )
 
 // Bound is how many reports may wait.
-const Bound = 2000
+const Bound = 1000
 
 // Spool is a queue on disk. Calls may come from several goroutines.
 type Spool struct {
