@@ -668,7 +668,7 @@ func TestCallers(t *testing.T) {
 	}
 	w.eventually("each denial is told", func() bool { return len(w.told("call.denied")) == denied })
 	for _, e := range w.told("call.denied") {
-		if e.GetResult() != eventv1.Result_RESULT_REFUSED || e.GetFacts()["method"] == "" || e.GetFacts()["caller"] == "" || e.GetReason() == "" {
+		if e.GetResult() != eventv1.Result_RESULT_REFUSED || !strings.HasPrefix(e.GetSubject(), "methods/") || e.GetFacts()["peer"] == "" || e.GetReason() == "" || e.GetActor() == "" {
 			t.Errorf("event %v", e)
 		}
 	}
