@@ -212,13 +212,8 @@ func readOnly(t *testing.T, w *world) {
 	h := w.deployed(t, "readonly")
 	dir := h.site.TLSDir
 	mount(t, dir, "--bind", dir, dir)
-	again := func(how string) {
-		if out, err := exec.Command("mount", "-o", "remount,bind,"+how, dir).CombinedOutput(); err != nil {
-			t.Fatalf("mount: %v: %s", err, out)
-		}
-	}
-	again("ro")
-	h.trouble(t, "NOT_WRITABLE", func() { again("rw") })
+	remount(t, dir, "ro")
+	h.trouble(t, "NOT_WRITABLE", func() { remount(t, dir, "rw") })
 }
 
 // notAllowed: the assignment names a file that the host's own configuration does not allow, and it is not touched.
