@@ -109,13 +109,15 @@ func TestBadEnrolment(t *testing.T) {
 		return &agentv1.EnrollRequest{TokenId: "t", TokenSecret: make([]byte, 32), Csr: bareCSR(t, newKey(t)), Host: "web-1", Info: info}
 	}
 	for field, change := range map[string]func(*agentv1.EnrollRequest){
-		"token_id":           func(r *agentv1.EnrollRequest) { r.TokenId = "a b" },
-		"token_secret":       func(r *agentv1.EnrollRequest) { r.TokenSecret = []byte("short") },
-		"csr":                func(r *agentv1.EnrollRequest) { r.Csr = []byte{0x30} },
-		"host":               func(r *agentv1.EnrollRequest) { r.Host = "../etc" },
-		"info.version":       func(r *agentv1.EnrollRequest) { r.Info = &agentv1.AgentInfo{Version: string(make([]byte, 65))} },
-		"info.connectors":    func(r *agentv1.EnrollRequest) { r.Info = &agentv1.AgentInfo{Connectors: make([]string, 33)} },
-		"info.connectors[0]": func(r *agentv1.EnrollRequest) { r.Info = &agentv1.AgentInfo{Connectors: []string{string(make([]byte, 65))}} },
+		"token_id":        func(r *agentv1.EnrollRequest) { r.TokenId = "a b" },
+		"token_secret":    func(r *agentv1.EnrollRequest) { r.TokenSecret = []byte("short") },
+		"csr":             func(r *agentv1.EnrollRequest) { r.Csr = []byte{0x30} },
+		"host":            func(r *agentv1.EnrollRequest) { r.Host = "../etc" },
+		"info.version":    func(r *agentv1.EnrollRequest) { r.Info = &agentv1.AgentInfo{Version: string(make([]byte, 65))} },
+		"info.connectors": func(r *agentv1.EnrollRequest) { r.Info = &agentv1.AgentInfo{Connectors: make([]string, 33)} },
+		"info.connectors[0]": func(r *agentv1.EnrollRequest) {
+			r.Info = &agentv1.AgentInfo{Connectors: []string{string(make([]byte, 65))}}
+		},
 	} {
 		req := good()
 		change(req)
@@ -290,7 +292,7 @@ func TestStrangers(t *testing.T) {
 	wantFault(t, err, fault.Denied, "AGENT_UNKNOWN")
 	eventually(t, "the denied calls are told", func() bool { return len(b.events.of("deployer.call.denied")) == 4 })
 	e := b.events.of("deployer.call.denied")[0]
-	if e.GetActor() != "spiffe://test.example/agent/web-1.example.com" || e.GetSubject() != "sallyport.deployer.v1.DeployerService/ListAgents" ||
+	if e.GetActor() != "spiffe://test.example/agent/web-1.example.com" || e.GetSubject() != "methods/sallyport.deployer.v1.DeployerService/ListAgents" ||
 		e.GetReason() != "ROLE_NOT_ALLOWED" || e.GetFacts()["peer"] == "" {
 		t.Fatalf("event: %v", e)
 	}

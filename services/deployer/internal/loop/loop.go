@@ -10,7 +10,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -65,22 +68,39 @@ func (l *Loops) Run(ctx context.Context) error {
 
 // Hints carries what a commit of this process touched to the loops. What does not fit is found by looking.
 type Hints struct {
-	requests    chan string
-	deployments chan string
-	intents     chan struct{}
-	claim       chan struct{}
+	requests chan string
+	intents  chan struct{}
+	claim    chan struct{}
+	starts   chan struct{} // deployments is not empty
+
+	mu          sync.Mutex
+	deployments map[string]bool
 }
 
 // NewHints are empty.
 func NewHints() *Hints {
-	return &Hints{requests: make(chan string, 1024), deployments: make(chan string, 1024), intents: make(chan struct{}, 1), claim: make(chan struct{}, 1)}
+	return &Hints{requests: make(chan string, 1024), intents: make(chan struct{}, 1), claim: make(chan struct{}, 1), starts: make(chan struct{}, 1),
+		deployments: map[string]bool{}}
 }
 
 // Request tells that an assignment waits for the issuer to be spoken to.
 func (h *Hints) Request(id string) { offer(h.requests, id) }
 
-// Deployment tells that a place in a rollout may have become free.
-func (h *Hints) Deployment(name string) { offer(h.deployments, name) }
+// Deployment tells that a place in a rollout may have become free. Told often, it is looked at once.
+func (h *Hints) Deployment(name string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.deployments[name] = true
+	offer(h.starts, struct{}{})
+}
+
+func (h *Hints) takeDeployments() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	names := slices.Sorted(maps.Keys(h.deployments))
+	clear(h.deployments)
+	return names
+}
 
 // Intent tells that there is something to tell the issuer.
 func (h *Hints) Intent() { offer(h.intents, struct{}{}) }

@@ -30,8 +30,10 @@ func (l *Loops) starts(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case name := <-l.Hints.deployments:
-			l.start(ctx, name)
+		case <-l.Hints.starts:
+			for _, name := range l.Hints.takeDeployments() {
+				l.start(ctx, name)
+			}
 		case <-all.C:
 			names, err := l.Store.Waiting(ctx, "")
 			l.trouble(ctx, "looking for deployments that wait", err)

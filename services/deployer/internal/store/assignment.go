@@ -148,7 +148,7 @@ func (t *txn) advance(ctx context.Context, r *record, s rollout.Step, why string
 	if err := r.Advance(s, t.now); err != nil {
 		return err
 	}
-	if was.State == rollout.Requested && r.State != rollout.Issued {
+	if was.State == rollout.Requested && (s.Event == rollout.Plan || s.Event == rollout.Withdraw) {
 		if err := t.cancelRequest(ctx, was.RequestID(), why); err != nil {
 			return err
 		}

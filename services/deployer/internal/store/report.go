@@ -110,6 +110,10 @@ func (s *Store) TakeReport(ctx context.Context, host string, in rollout.Report) 
 			return t.emitStale(ctx, r, in)
 		case v.Event == "":
 			return nil
+		case r.State == rollout.Requested:
+			if err := t.cancelRequest(ctx, r.RequestID(), "the agent gave up: "+v.Reason); err != nil {
+				return err
+			}
 		}
 		return t.advance(ctx, &r, rollout.Step{Event: v.Event, Served: in.Served, Address: in.Address, Reason: v.Reason, Message: v.Message},
 			"the agent reported "+string(in.Outcome))

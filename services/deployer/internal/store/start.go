@@ -12,6 +12,9 @@ import (
 
 // Start gives the assignments of a deployment whose turn has come to their agents.
 func (s *Store) Start(ctx context.Context, name string) error {
+	if some, err := s.waits(ctx, name); err != nil || !some {
+		return err
+	}
 	return s.write(ctx, func(ctx context.Context, t *txn) error {
 		d, err := t.lockDeployment(ctx, name)
 		if fault.KindOf(err) == fault.NotFound {
@@ -22,6 +25,15 @@ func (s *Store) Start(ctx context.Context, name string) error {
 		}
 		return t.start(ctx, d)
 	})
+}
+
+// waits says whether anything of the deployment waits for its turn, which most of the time nothing does.
+func (s *Store) waits(ctx context.Context, name string) (bool, error) {
+	var n int
+	err := s.read(ctx, func(ctx context.Context, t *txn) error {
+		return t.QueryRow(ctx, `SELECT count(*) FROM assignment WHERE deployment = $1 AND state = 'planned'`, name).Scan(&n)
+	})
+	return n > 0, err
 }
 
 // start must be called with the deployment locked, so that two replicas do not both fill the same places.

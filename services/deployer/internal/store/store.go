@@ -81,8 +81,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	}
 	s := &Store{c: c, db: d}
 	if err := errors.Join(s.readEpoch(ctx), s.releaseLeftovers(ctx)); err != nil {
-		d.Close()
-		return nil, err
+		return nil, errors.Join(err, d.Close())
 	}
 	return s, nil
 }
