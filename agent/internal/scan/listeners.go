@@ -6,8 +6,10 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -97,16 +99,18 @@ func (s *Scanner) listening() ([]netip.AddrPort, error) {
 // ask asks one listener without a name, and then for each name. A name is
 // reported if it brings up another certificate, or one that is for it.
 func ask(ctx context.Context, a netip.AddrPort, names []string) []Sighting {
-	plain := peek(ctx, a, "")
+	plain, err := peek(ctx, a, "")
+	var alert *net.OpError
+	if err != nil && (!errors.As(err, &alert) || alert.Op != "remote error") {
+		return nil // no TLS: one that wants a name says so in TLS
+	}
 	var out []Sighting
-	if plain != nil {
+	if err == nil {
 		out = append(out, sighting(a, "", plain))
-	} else if !slices.ContainsFunc(names[:min(len(names), 1)], func(n string) bool { return peek(ctx, a, n) != nil }) {
-		return nil // no TLS, or none for us
 	}
 	for _, n := range names {
-		chain := peek(ctx, a, n)
-		if chain == nil || plain != nil && chain[0].Equal(plain[0]) && chain[0].VerifyHostname(n) != nil {
+		chain, err := peek(ctx, a, n)
+		if err != nil || plain != nil && chain[0].Equal(plain[0]) && chain[0].VerifyHostname(n) != nil {
 			continue
 		}
 		out = append(out, sighting(a, n, chain))
@@ -114,14 +118,10 @@ func ask(ctx context.Context, a netip.AddrPort, names []string) []Sighting {
 	return out
 }
 
-func peek(ctx context.Context, a netip.AddrPort, name string) []*x509.Certificate {
+func peek(ctx context.Context, a netip.AddrPort, name string) ([]*x509.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	chain, err := handshake.Peek(ctx, a, name)
-	if err != nil {
-		return nil
-	}
-	return chain
+	return handshake.Peek(ctx, a, name)
 }
 
 func sighting(a netip.AddrPort, name string, chain []*x509.Certificate) Sighting {
