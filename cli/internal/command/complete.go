@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,7 +33,7 @@ func (a *app) completeNames(k *kind.Kind) cobra.CompletionFunc {
 		}
 		var names []string
 		err = k.Each(ctx, c, completeMost, func(m proto.Message) bool {
-			if name := k.Name(m); strings.HasPrefix(name, begun) && !contains(args, name) {
+			if name := k.Name(m); strings.HasPrefix(name, begun) && !slices.Contains(args, name) {
 				names = append(names, output.Clean(name))
 			}
 			return true
@@ -53,15 +54,6 @@ func (a *app) completeOne(k *kind.Kind) cobra.CompletionFunc {
 		}
 		return names(cmd, args, begun)
 	}
-}
-
-func contains(all []string, s string) bool {
-	for _, one := range all {
-		if one == s {
-			return true
-		}
-	}
-	return false
 }
 
 // completeWords offers the words of the flags that take a fixed set of them.

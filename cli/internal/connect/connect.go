@@ -5,7 +5,6 @@
 package connect
 
 import (
-	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -122,15 +121,6 @@ func outside(cert *x509.Certificate, now time.Time) string {
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05Z") }
 
-// Caller is the operator's SPIFFE ID.
-func (c *Client) Caller() string {
-	svid, err := c.source.GetX509SVID()
-	if err != nil {
-		return ""
-	}
-	return svid.ID.String()
-}
-
 func (c *Client) conn(role identity.Role) *conn {
 	service := string(role)
 	c.mu.Lock()
@@ -175,9 +165,4 @@ func (c *Client) Close() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// Reachable dials the deployer once and says what is wrong, nil if nothing.
-func (c *Client) Reachable(ctx context.Context) error {
-	return c.conn(identity.RoleDeployer).diagnose(ctx)
 }

@@ -86,9 +86,6 @@ func (e *Error) Error() string { return e.Err.Error() }
 // Unwrap gives the error itself.
 func (e *Error) Unwrap() error { return e.Err }
 
-// ExitCode is for package boot.
-func (e *Error) ExitCode() int { return int(e.Code) }
-
 // Of is the code an error ends in.
 func Of(err error) Code {
 	var own *Error
