@@ -1,11 +1,9 @@
 package ingest
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -75,8 +73,8 @@ const (
 	killBatch   = 100 // not a divisor of 256: batches end inside bundles
 )
 
-// TestKillChild is the child of TestKilledAtEachStep: it records batches and says when each is done, which is when facts are
-// acknowledged.
+// TestKillChild is the child of the tests below: it records batches, each as often as it takes, and says when each is done,
+// which is when facts are acknowledged.
 func TestKillChild(t *testing.T) {
 	dir := os.Getenv(killDir)
 	if dir == "" {
@@ -84,39 +82,53 @@ func TestKillChild(t *testing.T) {
 	}
 	p, err := openParts(context.Background(), t, dir, sqliteIn(dir))
 	if err != nil {
-		t.Fatal(err)
+		fmt.Println("not opened:", err)
+		return
 	}
 	for n := range killBatches {
-		if err := p.recorder.Record(context.Background(), facts(n*killBatch, killBatch)); err != nil {
-			t.Fatal(err)
+		for tries := 0; ; tries++ {
+			err := p.recorder.Record(context.Background(), facts(n*killBatch, killBatch))
+			if err == nil {
+				break
+			}
+			fmt.Println("failed:", err)
+			if tries == 10 {
+				t.Fatal("does not recover")
+			}
 		}
 		fmt.Printf("done %d\n", n)
 	}
 	if err := p.close(); err != nil {
-		t.Fatal(err)
+		fmt.Println("not closed:", err)
+		return
 	}
 	fmt.Println("closed")
 }
 
-// TestKilledAtEachStep kills a recording process at its 1st, 2nd, 3rd ... step that makes something durable, starts it again
-// with the same facts, which are delivered again, and looks for exactly one record of each.
-func TestKilledAtEachStep(t *testing.T) {
-	if _, err := exec.LookPath("strace"); err != nil {
-		t.Fatal("strace is not installed: `make tools` brings it")
-	}
+// child runs TestKillChild under strace, which injects a fault into the step-th of these system calls of a thread.
+func child(t *testing.T, dir, calls, fault string, step int) *exec.Cmd {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	const calls = "fsync,fdatasync,rename,renameat,renameat2,write,pwrite64"
+	cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:%s:when=%d", calls, fault, step),
+		self, "-test.run=^TestKillChild$")
+	cmd.Env = append(os.Environ(), killDir+"="+dir)
+	if cmd.Err != nil {
+		t.Fatalf("%v: `make tools` brings it", cmd.Err)
+	}
+	return cmd
+}
+
+// TestKilledAtEachStep kills a recording process at one after the other of its steps that make something durable, starts it
+// again with the same facts, which are delivered again, and looks for exactly one record of each.
+func TestKilledAtEachStep(t *testing.T) {
 	killed := 0
 	for step := 1; ; step += 12 {
 		dir := t.TempDir()
-		cmd := exec.Command("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace="+calls, "-e", fmt.Sprintf("inject=%s:signal=KILL:when=%d", calls, step),
-			self, "-test.run=^TestKillChild$")
-		cmd.Env = append(os.Environ(), killDir+"="+dir)
-		done, closed := runChild(t, cmd)
-		if closed {
+		done, out := runChild(t, child(t, dir, "fsync,fdatasync,rename,renameat,renameat2,write,pwrite64", "signal=KILL", step))
+		if strings.HasSuffix(out, "closed\nPASS\n") {
 			break // there is no such step
 		}
 		killed++
@@ -128,29 +140,36 @@ func TestKilledAtEachStep(t *testing.T) {
 	t.Logf("killed at %d steps", killed)
 }
 
-// runChild gives how many batches the child said were done, and whether it came to its end.
-func runChild(t *testing.T, cmd *exec.Cmd) (done int, closed bool) {
-	t.Helper()
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	var text strings.Builder
-	for lines := bufio.NewScanner(io.TeeReader(out, &text)); lines.Scan(); {
-		switch line := lines.Text(); {
-		case strings.HasPrefix(line, "done "):
-			done++
-		case line == "closed":
-			closed = true
-		case strings.Contains(line, "FAIL"):
-			t.Fatalf("child: %s", text.String())
+// TestFailsAtEachStep lets those steps fail instead. A failed fsync after a rename has happened all the same: the record is in
+// the log though appending it failed.
+func TestFailsAtEachStep(t *testing.T) {
+	failed := 0
+	for step := 1; step < 40; step += 3 {
+		dir := t.TempDir()
+		done, out := runChild(t, child(t, dir, "fsync,fdatasync,rename,renameat,renameat2", "error=EIO", step))
+		if strings.Contains(out, "failed: ") {
+			failed++
+			if done != killBatches {
+				t.Errorf("step %d: %d batches done: %s", step, done, out)
+			}
 		}
+		recoverAndCheck(t, dir, done, fmt.Sprintf("failed at step %d", step))
 	}
-	_ = cmd.Wait()
-	return done, closed
+	if failed == 0 {
+		t.Error("no step failed while recording: they are not the ones expected")
+	}
+	t.Logf("%d steps failed while recording", failed)
+}
+
+// runChild gives how many batches the child said were done, and all it said.
+func runChild(t *testing.T, cmd *exec.Cmd) (done int, out string) {
+	t.Helper()
+	data, _ := cmd.Output() // its end is part of the test
+	out = string(data)
+	if strings.Contains(out, "FAIL") {
+		t.Fatalf("child: %s", out)
+	}
+	return strings.Count(out, "done "), out
 }
 
 // recoverAndCheck opens what a killed process left, delivers everything again and checks the log.
@@ -184,7 +203,7 @@ func checkLog(t *testing.T, p *parts, want uint64, when string) {
 	if _, err := auditlog.VerifyDir(t.Context(), p.ledger.Dir(), auditlog.Options{Key: p.ledger.Verifier()}); err != nil {
 		t.Errorf("%s: %v", when, err)
 	}
-	if tip, err := p.store.Adopt(t.Context(), p.ledger.Verifier()); err != nil || tip.Next != want {
+	if tip, err := p.store.Tip(t.Context()); err != nil || tip.Next != want {
 		t.Errorf("%s: the index has %d records, want %d: %v", when, tip.Next, want, err)
 	}
 }

@@ -20,47 +20,23 @@ import (
 // catchUpBatch is how many records are read from the log and indexed at once.
 const catchUpBatch = 4096
 
-// Recorder adds records to log and index, each event once.
+// Recorder adds records to log and index, each event once. It keeps no state of its own: where log and index end is looked up
+// every time.
 type Recorder struct {
 	ledger *ledger.Ledger
 	store  *store.Store
 	log    *slog.Logger
-
-	mu      sync.Mutex
-	indexed uint64 // the index knows the records before it
+	mu     sync.Mutex // one call at a time
 }
 
 // NewRecorder makes sure that log and index belong together, refusing with what to do if they do not, and brings the index up
 // to the end of the log.
 func NewRecorder(ctx context.Context, l *ledger.Ledger, s *store.Store, log *slog.Logger) (*Recorder, error) {
-	tip, err := s.Adopt(ctx, l.Verifier())
-	if err != nil {
-		return nil, err
+	if err := s.Adopt(ctx, l.Verifier()); err != nil {
+		return nil, fmt.Errorf("opening the index: %w", err)
 	}
-	r := &Recorder{ledger: l, store: s, log: log, indexed: tip.Next}
-	if size := l.Size(); tip.Next > size {
-		return nil, refuse("the index knows %d records, the log in %s has %d: records are missing from the log; restore its directory from a newer backup, or, if they are lost for good, give the log an empty database", tip.Next, l.Dir(), size)
-	}
-	if tip.Next > 0 {
-		err := l.Read(ctx, tip.Next-1, tip.Next, func(position uint64, data []byte) error {
-			rec, err := auditlog.ParseRecord(data)
-			if err == nil && rec.ID != tip.EventID {
-				return refuse("at position %d the log in %s has event %s, the index %s: the log is not the one that was indexed; restore its directory from a backup, or, if this log is right, give it an empty database", position, l.Dir(), rec.ID, tip.EventID)
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	if n := l.Size() - tip.Next; n > 0 {
-		log.InfoContext(ctx, "catching the index up from the log", "records", n, "from", tip.Next)
-	}
+	r := &Recorder{ledger: l, store: s, log: log}
 	return r, r.catchUp(ctx)
-}
-
-func refuse(format string, args ...any) error {
-	return fault.New(fault.Precondition, "LOG_REFUSED", format, args...)
 }
 
 // Record makes sure that each of the records is in the log, on disk, and in the index. Records of events that have one are left
@@ -68,7 +44,6 @@ func refuse(format string, args ...any) error {
 func (r *Recorder) Record(ctx context.Context, records []auditlog.Record) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// What the last call left between log and index, if anything.
 	if err := r.catchUp(ctx); err != nil {
 		return err
 	}
@@ -113,40 +88,79 @@ func (r *Recorder) fresh(ctx context.Context, records []auditlog.Record) ([]audi
 	return fresh, nil
 }
 
-// catchUp indexes what is in the log and not in the index.
+// catchUp makes sure that the index is of this log and indexes what an earlier call, or an earlier process, left behind.
 func (r *Recorder) catchUp(ctx context.Context) error {
-	for size := r.ledger.Size(); r.indexed < size; {
-		to := min(r.indexed+catchUpBatch, size)
-		entries := make([]store.Entry, 0, to-r.indexed)
-		err := r.ledger.Read(ctx, r.indexed, to, func(position uint64, data []byte) error {
-			rec, err := auditlog.ParseRecord(data)
-			if err != nil {
-				return fault.New(fault.Internal, "LOG_DAMAGED", "position %d of the log in %s is not a record: %w", position, r.ledger.Dir(), err)
-			}
-			entries = append(entries, store.Entry{Position: position, Record: rec})
-			return nil
-		})
-		if err != nil {
-			return fmt.Errorf("catching the index up: %w", err)
-		}
-		if err := r.index(ctx, entries); err != nil {
-			return err
+	size, err := r.ledger.Refresh(ctx)
+	if err != nil {
+		return err
+	}
+	tip, err := r.store.Tip(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.check(ctx, tip, size); err != nil {
+		return err
+	}
+	if tip.Next < size {
+		r.log.InfoContext(ctx, "catching the index up from the log", "from", tip.Next, "records", size-tip.Next)
+	}
+	for from := tip.Next; from < size; from += catchUpBatch {
+		if err := r.indexFromLog(ctx, from, min(from+catchUpBatch, size)); err != nil {
+			return fmt.Errorf("catching the index up from the log: %w", err)
 		}
 	}
 	return nil
 }
 
-// index adds the records from r.indexed on, which are all there are.
-func (r *Recorder) index(ctx context.Context, entries []store.Entry) error {
-	added, err := r.store.Add(ctx, entries)
+// check refuses an index of another log, or of more than the log has.
+func (r *Recorder) check(ctx context.Context, tip store.Tip, size uint64) error {
+	if tip.Next > size {
+		return refuse("the index knows %d records, the log in %s has %d: records are missing from the log; restore its directory from a newer backup, or, if they are lost for good, give the log an empty database", tip.Next, r.ledger.Dir(), size)
+	}
+	if tip.Next == 0 {
+		return nil
+	}
+	return r.ledger.Read(ctx, tip.Next-1, tip.Next, func(position uint64, data []byte) error {
+		rec, err := r.parse(position, data)
+		if err == nil && rec.ID != tip.EventID {
+			return refuse("at position %d the log in %s has event %s, the index %s: the log is not the one that was indexed; restore its directory from a backup, or, if this log is right, give it an empty database", position, r.ledger.Dir(), rec.ID, tip.EventID)
+		}
+		return err
+	})
+}
+
+func refuse(format string, args ...any) error {
+	return fault.New(fault.Precondition, "LOG_REFUSED", format, args...)
+}
+
+func (r *Recorder) parse(position uint64, data []byte) (auditlog.Record, error) {
+	rec, err := auditlog.ParseRecord(data)
+	if err != nil {
+		return rec, fault.New(fault.Internal, "LOG_DAMAGED", "position %d of the log in %s is not a record: %w", position, r.ledger.Dir(), err)
+	}
+	return rec, nil
+}
+
+func (r *Recorder) indexFromLog(ctx context.Context, from, to uint64) error {
+	entries := make([]store.Entry, 0, to-from)
+	err := r.ledger.Read(ctx, from, to, func(position uint64, data []byte) error {
+		rec, err := r.parse(position, data)
+		entries = append(entries, store.Entry{Position: position, Record: rec})
+		return err
+	})
 	if err != nil {
 		return err
 	}
-	if added != len(entries) {
-		// Not a reason to stop recording, but one to look: either the log has an event twice, which this package rules out, or
-		// another process indexes.
-		r.log.ErrorContext(ctx, "records were in the index already", "from", r.indexed, "records", len(entries), "new", added)
+	return r.index(ctx, entries)
+}
+
+// index adds records that are in the log and not in the index.
+func (r *Recorder) index(ctx context.Context, entries []store.Entry) error {
+	added, err := r.store.Add(ctx, entries)
+	if err == nil && added != len(entries) {
+		// No reason to stop recording, but one to look: the log has an event twice, which this package rules out, or another
+		// process indexes.
+		r.log.ErrorContext(ctx, "records were in the index already", "from", entries[0].Position, "records", len(entries), "new", added)
 	}
-	r.indexed += uint64(len(entries))
-	return nil
+	return err
 }

@@ -147,7 +147,7 @@ func (l *Ledger) Close() error {
 }
 
 // Append adds the records and gives their positions once all of them are on disk. They are the next positions, each given once,
-// nearly always in order. An error says nothing about what was added: Size then tells how far the log goes, and Read what
+// nearly always in order. An error says nothing about what was added: Refresh then tells how far the log goes, and Read what
 // stands there.
 func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error) {
 	positions := make([]uint64, len(records))
@@ -158,18 +158,18 @@ func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error)
 	for len(waiting) > 0 {
 		refused, err := l.appendOnce(ctx, records, waiting, positions)
 		if err != nil {
-			return nil, errors.Join(fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: is the disk full or read-only? %w", l.logDir, err), l.measure(ctx))
+			return nil, fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: is the disk full or read-only? %w", l.logDir, err)
 		}
 		if waiting = refused; len(waiting) > 0 {
 			select {
 			case <-ctx.Done():
-				return nil, errors.Join(ctx.Err(), l.measure(context.WithoutCancel(ctx)))
+				return nil, ctx.Err()
 			case <-time.After(pushbackPause):
 			}
 		}
 	}
 	before := l.Size()
-	if err := l.measure(ctx); err != nil {
+	if _, err := l.Refresh(ctx); err != nil {
 		return nil, err
 	}
 	return positions, l.checkPositions(positions, before)
@@ -207,23 +207,24 @@ func (l *Ledger) checkPositions(positions []uint64, first uint64) error {
 	return nil
 }
 
-// measure reads how far the log goes and wakes those who wait for it to grow.
-func (l *Ledger) measure(ctx context.Context) error {
+// Refresh reads how far the log goes, which only after a failed Append can be further than Size, and wakes those who wait for it
+// to grow.
+func (l *Ledger) Refresh(ctx context.Context) (uint64, error) {
 	size, err := l.reader.IntegratedSize(ctx)
 	if err != nil {
-		return fault.New(fault.Transient, "LOG_UNAVAILABLE", "reading the state of the log in %s: %w", l.logDir, err)
+		return 0, fault.New(fault.Transient, "LOG_UNAVAILABLE", "reading the state of the log in %s: %w", l.logDir, err)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if size < l.size {
-		return fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s had %d records and has %d now: does another program write to it?", l.logDir, l.size, size)
+		return 0, fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s had %d records and has %d now: does another program write to it?", l.logDir, l.size, size)
 	}
 	if size > l.size {
 		l.size = size
 		close(l.grown)
 		l.grown = make(chan struct{})
 	}
-	return nil
+	return size, nil
 }
 
 // Size is the number of records.

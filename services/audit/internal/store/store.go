@@ -61,10 +61,9 @@ type Tip struct {
 	EventID string // of the record before Next; empty when Next is 0
 }
 
-// Adopt binds an empty index to the log with this verifier key, or checks that it is that log's, and gives its tip.
-func (s *Store) Adopt(ctx context.Context, verifier string) (Tip, error) {
-	var tip Tip
-	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+// Adopt binds an empty index to the log with this verifier key, or checks that it is that log's.
+func (s *Store) Adopt(ctx context.Context, verifier string) error {
+	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		if _, err := tx.Exec(ctx, `INSERT INTO log (id, verifier) VALUES (1, $1) ON CONFLICT DO NOTHING`, verifier); err != nil {
 			return err
 		}
@@ -75,6 +74,14 @@ func (s *Store) Adopt(ctx context.Context, verifier string) (Tip, error) {
 		if owner != verifier {
 			return fault.New(fault.Precondition, "INDEX_REFUSED", "the database is the index of the log with key %q, this log has key %q: give this log a database of its own, or restore the log that belongs to the database", owner, verifier)
 		}
+		return nil
+	})
+}
+
+// Tip gives the newest record the index knows.
+func (s *Store) Tip(ctx context.Context) (Tip, error) {
+	var tip Tip
+	err := s.db.Read(ctx, func(ctx context.Context, tx db.Tx) error {
 		var last int64
 		err := tx.QueryRow(ctx, `SELECT position, event_id FROM record ORDER BY position DESC LIMIT 1`).Scan(&last, &tip.EventID)
 		if errors.Is(err, sql.ErrNoRows) {
