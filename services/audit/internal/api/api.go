@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc"
@@ -74,21 +75,16 @@ func (s *Server) ListRecords(ctx context.Context, req *auditv1.ListRecordsReques
 	}
 	resp := &auditv1.ListRecordsResponse{}
 	bytes := 0
-	for n, p := range positions {
-		if n == limit || bytes > maxBytes {
-			resp.NextPageToken = token(positions[n-1], filter)
-			break
+	err = s.ledger.Get(ctx, slices.Values(positions), func(position uint64, data []byte) error {
+		if n := len(resp.Records); n == limit || bytes > maxBytes {
+			resp.NextPageToken = token(resp.Records[n-1].GetPosition(), filter)
+			return io.EOF
 		}
-		err := s.ledger.Read(ctx, p, p+1, func(_ uint64, data []byte) error {
-			bytes += len(data)
-			resp.Records = append(resp.Records, &auditv1.Record{Position: p, Json: data})
-			return nil
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	return resp, nil
+		bytes += len(data)
+		resp.Records = append(resp.Records, &auditv1.Record{Position: position, Json: data})
+		return nil
+	})
+	return resp, err
 }
 
 // GetRecord shows one record with its proof.

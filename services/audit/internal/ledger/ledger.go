@@ -24,7 +24,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -33,6 +35,8 @@ import (
 	"github.com/sallyport-pki/sallyport/auditlog"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/api"
+	"github.com/transparency-dev/tessera/api/layout"
 	"github.com/transparency-dev/tessera/client"
 	"github.com/transparency-dev/tessera/storage/posix"
 	"golang.org/x/mod/sumdb/note"
@@ -260,29 +264,39 @@ func (l *Ledger) Dir() string { return l.logDir }
 // Read calls fn with each record from position from to before position to, in order. It stops without an error when fn
 // returns io.EOF. The bytes are fn's to keep.
 func (l *Ledger) Read(ctx context.Context, from, to uint64, fn func(position uint64, record []byte) error) error {
-	size := l.Size()
-	if to > size || from > to {
+	if size := l.Size(); to > size || from > to {
 		return fault.New(fault.NotFound, "POSITION_NOT_FOUND", "positions %d to %d: the log has %d records", from, to, size)
 	}
-	for from < to {
-		bundle, err := client.GetEntryBundle(ctx, l.reader.ReadEntryBundle, from/256, size)
-		if err != nil {
-			return l.damaged("reading position %d: %w", from, err)
+	return l.Get(ctx, func(yield func(uint64) bool) {
+		for ; from < to && yield(from); from++ {
 		}
-		for ; from < to; from++ {
-			i := int(from % 256)
-			if i >= len(bundle.Entries) {
-				return l.damaged("the entry bundle ends before position %d", from)
+	}, fn)
+}
+
+// Get is Read for any positions in any order; neighbours are read together.
+func (l *Ledger) Get(ctx context.Context, positions iter.Seq[uint64], fn func(position uint64, record []byte) error) error {
+	const width = layout.EntryBundleWidth
+	size := l.Size()
+	var bundle api.EntryBundle
+	index := uint64(math.MaxUint64) // of bundle
+	for p := range positions {
+		if p >= size {
+			return notFound(p, size)
+		}
+		if p/width != index {
+			var err error
+			if bundle, err = client.GetEntryBundle(ctx, l.reader.ReadEntryBundle, p/width, size); err != nil {
+				return l.damaged("reading position %d: %w", p, err)
 			}
-			if err := fn(from, bundle.Entries[i]); errors.Is(err, io.EOF) {
-				return nil
-			} else if err != nil {
-				return err
-			}
-			if i == 255 {
-				from++
-				break
-			}
+			index = p / width
+		}
+		if p%width >= uint64(len(bundle.Entries)) {
+			return l.damaged("the entry bundle ends before position %d", p)
+		}
+		if err := fn(p, bundle.Entries[p%width]); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
 		}
 	}
 	return ctx.Err()
