@@ -43,6 +43,8 @@ type Config struct {
 	RenewAfter time.Duration
 	Heartbeat  time.Duration
 	Scan       time.Duration
+	// Skew is how far the server's clock is ahead.
+	Skew time.Duration
 }
 
 // Server is the control plane. Its fields but the first are for its own use.
@@ -169,6 +171,32 @@ func (s *Server) Forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.session++
+}
+
+// Client calls as the agent of a host that has enrolled.
+func (s *Server) Client(host string) agentv1.AgentServiceClient {
+	s.t.Helper()
+	id, err := identity.AgentID(s.Authority.TrustDomain(), host)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	src, err := identity.NewMinted(s.Authority, id, time.Hour)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	svid, err := src.GetX509SVID()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.mu.Lock()
+	s.keys[host] = [2]string{pki.SPKIHash(svid.PrivateKey.Public()), ""}
+	s.mu.Unlock()
+	conn, err := rpc.Dial(rpc.ClientConfig{Address: s.Address, Service: "deployer", Source: src})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	return agentv1.NewAgentServiceClient(conn)
 }
 
 // Fail has a method answer with what f gives, until f gives nil; a nil f ends it.
@@ -539,7 +567,7 @@ func (s *Server) ReportObservation(ctx context.Context, r *agentv1.ReportObserva
 			s.complete = append(s.complete, id)
 		}
 	}
-	return &agentv1.ReportObservationResponse{Time: timestamppb.Now()}, nil
+	return &agentv1.ReportObservationResponse{Time: timestamppb.New(time.Now().Add(s.cfg.Skew))}, nil
 }
 
 // Scans lists the complete scans.

@@ -1,0 +1,114 @@
+//go:build linux
+
+package process
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func start(t *testing.T, script string) (pid int) {
+	t.Helper()
+	cmd := exec.Command("/bin/bash", "-c", script)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may be gone
+		_ = cmd.Wait()
+	})
+	if _, err := out.Read(make([]byte, 1)); err != nil { // it says when it is ready
+		t.Fatal(err)
+	}
+	return cmd.Process.Pid
+}
+
+func TestSignalsOnlyWhoListens(t *testing.T) {
+	dir := t.TempDir()
+	got := filepath.Join(dir, "got")
+	deaf := start(t, "echo; while :; do sleep 0.05; done")
+	listening := start(t, "trap 'touch "+got+"' HUP; echo; while :; do sleep 0.05; done")
+	gone := exec.Command("/bin/true")
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		pid, program, want string
+	}{
+		{fmt.Sprint(deaf), "/bin/bash", "would die of it"},
+		{fmt.Sprint(listening), "/usr/sbin/nginx", "the file is stale"},
+		{fmt.Sprint(gone.Process.Pid), "/bin/bash", "does not run"},
+		{"", "/bin/bash", "does not hold a process id"},
+		{"1", "/bin/bash", "does not hold a process id"},
+		{"-5", "/bin/bash", "does not hold a process id"},
+		{"12x", "/bin/bash", "does not hold a process id"},
+		{strings.Repeat("1", 100), "/bin/bash", "does not hold a process id"},
+	} {
+		file := filepath.Join(dir, "pid")
+		if err := os.WriteFile(file, []byte(c.pid+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := Server{PIDFile: file, Program: c.program}
+		if err := s.Signal(t.Context(), HUP); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want %q", c.pid, err, c.want)
+		}
+	}
+	if err := (Server{PIDFile: filepath.Join(dir, "none"), Program: "/bin/bash"}).Running(t.Context()); err == nil {
+		t.Error("runs without a file")
+	}
+	file := filepath.Join(dir, "pid")
+	if err := os.WriteFile(file, []byte(fmt.Sprint(listening)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := Server{PIDFile: file, Program: "/usr/bin/bash"}
+	if err := s.Running(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := s.Signal(t.Context(), HUP); err != nil {
+		t.Error(err)
+	}
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(got); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the signal did not arrive")
+		}
+	}
+	for _, pid := range []int{deaf, listening} {
+		if err := (Server{PIDFile: write(t, dir, pid), Program: "/bin/bash"}).Running(t.Context()); err != nil {
+			t.Errorf("a process died: %v", err)
+		}
+	}
+}
+
+func write(t *testing.T, dir string, pid int) string {
+	t.Helper()
+	file := filepath.Join(dir, "pid")
+	if err := os.WriteFile(file, fmt.Appendln(nil, pid), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// A server that is just replacing itself is waited for.
+func TestSettles(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "pid")
+	pid := start(t, "trap : USR2; echo; while :; do sleep 0.05; done")
+	time.AfterFunc(150*time.Millisecond, func() { _ = os.WriteFile(file, fmt.Appendln(nil, pid), 0o600) })
+	if err := (Server{PIDFile: file, Program: "/bin/bash"}).Signal(t.Context(), USR2); err == nil {
+		t.Error("found what was not there yet")
+	}
+	if err := (Server{PIDFile: file, Program: "/bin/bash", Settle: 10 * time.Second}).Signal(t.Context(), USR2); err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,114 @@
+package session
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/agenttest"
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/agent/internal/plan"
+	"github.com/sallyport-pki/sallyport/agent/internal/spool"
+	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+)
+
+func open(t *testing.T, server *agenttest.Server, silence time.Duration) *Session {
+	t.Helper()
+	log := slog.New(slog.DiscardHandler)
+	var folders [2]*disk.Folder
+	for i, name := range []string{"desired", "spool"} {
+		f, err := disk.OpenFolder(filepath.Join(t.TempDir(), name), log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		folders[i] = f
+	}
+	desired, err := plan.OpenDesired(t.Context(), folders[0], log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reports, err := spool.Open(folders[1], log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := New(Config{
+		Client: server.Client("web1"), Info: &agentv1.AgentInfo{}, Desired: desired, Spool: reports, Changed: func() {}, Silence: silence, Log: log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func run(t *testing.T, f func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A stream that says nothing is opened again, where it left off.
+func TestSilence(t *testing.T) {
+	server := agenttest.Start(t, agenttest.Config{})
+	s := open(t, server, 200*time.Millisecond)
+	run(t, s.Listen)
+	server.Await("the stream to be opened again", func() bool { return len(server.Subscriptions()) >= 3 })
+	for i, q := range server.Subscriptions() {
+		if (q.GetSession() != "") != (i > 0) {
+			t.Errorf("subscription %d: %v", i, q)
+		}
+	}
+}
+
+// A server that wants nothing to do with the session is asked for everything.
+func TestSessionRefused(t *testing.T) {
+	server := agenttest.Start(t, agenttest.Config{})
+	s := open(t, server, time.Minute)
+	if err := s.Desired.Apply(t.Context(), &agentv1.SubscribeResponse{Session: "ancient", Revision: 5}); err != nil {
+		t.Fatal(err)
+	}
+	first := true
+	server.Fail("Subscribe", func() error {
+		if first {
+			first = false
+			return fault.New(fault.Conflict, "SESSION_UNKNOWN", "begin again")
+		}
+		return nil
+	})
+	run(t, s.Listen)
+	server.Await("the stream", func() bool { return len(server.Subscriptions()) == 1 })
+	if q := server.Subscriptions()[0]; q.GetSession() != "" || q.GetRevision() != 0 {
+		t.Errorf("%v", q)
+	}
+}
+
+// TryAgain ends a long pause.
+func TestTryAgain(t *testing.T) {
+	server := agenttest.Start(t, agenttest.Config{})
+	s := open(t, server, time.Minute)
+	locked := true
+	server.Fail("Subscribe", func() error {
+		if locked {
+			return fault.New(fault.Denied, "LOCKED", "locked")
+		}
+		return nil
+	})
+	run(t, s.Listen)
+	server.Await("the refusal", func() bool { return server.Calls("Subscribe") == 1 })
+	server.Fail("Subscribe", nil)
+	start := time.Now()
+	s.TryAgain()
+	server.Await("the stream", func() bool { return len(server.Subscriptions()) == 1 })
+	if d := time.Since(start); d > 20*time.Second {
+		t.Errorf("after %v", d)
+	}
+}
