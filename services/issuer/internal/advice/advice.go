@@ -166,10 +166,10 @@ func settle(c *store.WindowClaim, got acme.Window, err error, rules Rules, now t
 		if got.After > 0 {
 			pause = got.After
 		}
-	case f.Kind == fault.Permanent || f.Kind == fault.NotFound && f.Reason != acme.ReasonNoRenewalInfo:
+	case f.Kind == fault.Permanent:
 		return w, time.Time{}, c.Fails + 1
 	case f.Kind == fault.NotFound:
-		pause = rules.Most // it may learn to
+		fails, pause = c.Fails+1, rules.Most // it may learn to
 	default:
 		fails = c.Fails + 1
 		pause = rules.Retry << min(c.Fails, 20)

@@ -41,7 +41,7 @@ func TestSettle(t *testing.T) {
 		{name: "outage with a wish", err: away.After(time.Hour), from: time.Hour, to: 66 * time.Minute, then: 1},
 		{name: "nonsense", err: fault.New(fault.Transient, "CA_ANSWER_INVALID", "a window that ends before it begins"), from: time.Minute, to: 66 * time.Second, then: 1},
 		{name: "our own mistake", err: errors.New("disk"), from: time.Minute, to: 66 * time.Second, then: 1},
-		{name: "no such thing at this CA", err: fault.New(fault.NotFound, acme.ReasonNoRenewalInfo, "none"), from: 12 * time.Hour, to: 12 * time.Hour},
+		{name: "no such thing at this CA", err: fault.New(fault.NotFound, acme.ReasonNoRenewalInfo, "none"), from: 12 * time.Hour, to: 12 * time.Hour, then: 1},
 		{name: "authority deleted", err: fault.New(fault.Permanent, store.ReasonAuthorityNotFound, "gone"), then: 1},
 		{name: "ends before the next question", life: time.Hour, got: soon, fresh: true},
 	} {

@@ -64,8 +64,8 @@ type Progress struct {
 	After time.Duration
 	// Adopted tells that an order from before a crash was found at the CA and taken up.
 	Adopted bool
-	// Dropped tells that the CA refused "replaces" because the certificate is replaced already.
-	Dropped bool
+	// Dropped says why the order is to be made without "replaces": store that, then step again.
+	Dropped string
 }
 
 // Issued is a certificate that has been made, with what is told about it.

@@ -27,13 +27,12 @@ func decide(r issuance.Request, polls int, p authority.Progress, failure error, 
 	case p.Event != "":
 		ch.Event, ch.Keep, ch.Next = p.Event, true, now
 		ch.Reason, ch.Message, ch.Failures = "", "", 0
-	case len(p.Trigger) > 0, p.Dropped:
+	case len(p.Trigger) > 0, p.Dropped != "":
 		ch.Keep, ch.Next = true, now // the intent is stored: now act on it
 	case p.Wait:
 		ch.Next = now.Add(rules.HostPatience)
-		ch.Failures = 0
-		if ch.Reason == "" {
-			ch.Reason, ch.Message = ReasonAwaited, "waiting for the host to answer the challenge"
+		if ch.Reason != store.ReasonNotServed { // that one is over when the host says so
+			ch.Reason, ch.Message, ch.Failures = ReasonAwaited, "waiting for the host to answer the challenge", 0
 		}
 	default:
 		ch.Polls = polls + 1

@@ -173,7 +173,7 @@ func (w *Worker) work(ctx context.Context, c *store.Claim) {
 		if !ch.Keep {
 			return
 		}
-		fresh = ch.Event == issuance.BeginOrder || ch.Event == issuance.BeginFinalize || ch.Dropped
+		fresh = ch.Event == issuance.BeginOrder || ch.Event == issuance.BeginFinalize || ch.Dropped != ""
 		if ctx.Err() != nil {
 			w.release(bounded, log, c)
 			return

@@ -179,7 +179,7 @@ type Change struct {
 	Trigger []string
 	Issued  *authority.Issued
 	Adopted bool
-	Dropped bool
+	Dropped string // why "replaces" is left out from now on
 }
 
 // Apply makes a change, together with its events, and updates the claim. fault.Conflict CLAIM_LOST: the request was cancelled
@@ -320,9 +320,9 @@ func (s *Store) withdraw(ctx context.Context, tx db.Tx, r issuance.Request) erro
 
 // tell emits the events of the request itself.
 func (s *Store) tell(ctx context.Context, tx db.Tx, c *Claim, from issuance.State, r issuance.Request, ch Change) error {
-	if ch.Dropped {
+	if ch.Dropped != "" {
 		e := requestFact("replaces_dropped", r, succeeded)
-		e.Reason = "the CA says that the certificate is replaced already"
+		e.Reason = ch.Dropped
 		if err := event.Emit(ctx, tx, e); err != nil {
 			return err
 		}

@@ -16,7 +16,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"io"
 	stdlog "log"
 	"net"
@@ -53,8 +52,6 @@ const (
 	ReasonChallenge          = "CHALLENGE_NOT_OFFERED"
 	ReasonChain              = "CHAIN_REFUSED"
 	ReasonAnswer             = "CA_ANSWER_INVALID"
-	ReasonNotServed          = "CHALLENGE_NOT_SERVED"
-	ReasonWaitingForHost     = "CHALLENGE_AWAITED"
 )
 
 // Config is what a CA needs; all but Roots and Secrets is required.
@@ -285,11 +282,18 @@ func (ca *CA) macKey() (string, error) {
 	return text, nil
 }
 
-// List gives the URLs of the account's orders: the first pages of them, if the CA keeps a list (RFC 8555 section 7.1.2.1;
+// orders gives the URLs of the account's orders: the first pages of them, if the CA keeps a list (RFC 8555 section 7.1.2.1;
 // several CAs do not).
 func (ca *CA) orders(s *session, account authority.Account) ([]string, error) {
-	var urls []string
 	page := account.Orders
+	if page == "" { // the answer that would have said it was lost, or the CA keeps none
+		got, err := s.Accounts.Get(account.URL)
+		if err != nil {
+			return nil, ca.classify(err)
+		}
+		page = got.Orders
+	}
+	var urls []string
 	for range maxPages {
 		if page == "" {
 			break
@@ -316,5 +320,3 @@ const (
 )
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
-
-var errNoOrders = fmt.Errorf("no field %q", "orders")

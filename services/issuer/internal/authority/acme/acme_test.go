@@ -165,6 +165,7 @@ type request struct {
 	challenges []issuance.Challenge
 	replaces   *x509.Certificate
 	fresh      bool
+	last       authority.Progress
 }
 
 func (l *lab) request(dns ...string) *request {
@@ -194,7 +195,7 @@ func (q *request) apply(p authority.Progress) {
 		}
 	}
 	if p.Event == "" {
-		q.fresh = p.Dropped
+		q.fresh = p.Dropped != ""
 		return
 	}
 	next, err := issuance.Machine.Next(q.r.State, p.Event)
@@ -220,6 +221,7 @@ func (q *request) until(s issuance.State) authority.Progress {
 		q.apply(p)
 		last = p
 	}
+	q.last = last
 	return last
 }
 
@@ -451,13 +453,53 @@ func TestReplaces(t *testing.T) {
 	third.replaces = old
 	third.until(issuance.Ordering)
 	p, err = third.step()
-	if err != nil || !p.Dropped || !p.Order.Plain || p.Event != "" {
+	if err != nil || !strings.Contains(p.Dropped, "alreadyReplaced") || !p.Order.Plain || p.Event != "" {
 		t.Fatalf("already replaced: got %+v, %v", p, err)
 	}
 	third.apply(p)
 	third.until(issuance.Issued)
 	if n := l.Issued(); n != 3 {
 		t.Errorf("%d certificates", n)
+	}
+}
+
+// A CA that was set up anew knows nothing of the certificate, and has no error of its own for that.
+func TestReplacesWhatTheCADoesNotKnow(t *testing.T) {
+	l := newLab(t, pebbletest.Options{})
+	old := parse(t, newLab(t, pebbletest.Options{}).request("a.example.com").until(issuance.Issued).Issued.Chain)[0]
+	q := l.request("a.example.com")
+	q.replaces = old
+	q.until(issuance.Ordering)
+	p, err := q.step()
+	if err != nil || !strings.Contains(p.Dropped, "does not know") || !p.Order.Plain {
+		t.Fatalf("got %+v, %v", p, err)
+	}
+	q.apply(p)
+	q.until(issuance.Issued)
+
+	// An error that has nothing to do with it leaves it alone.
+	next := l.request("a.example.com")
+	next.replaces = parse(t, q.last.Issued.Chain)[0]
+	next.until(issuance.Ordering)
+	l.Inject(pebbletest.Fault{Path: pebbletest.NewOrder, Times: 1, Status: 500, Type: "serverInternal"})
+	_ = next.fails(fault.Transient, ReasonUnavailable)
+	next.until(issuance.Issued)
+	if next.r.Order.Plain {
+		t.Error("replaces was dropped")
+	}
+}
+
+func TestLostAccountAnswerStillFindsOrders(t *testing.T) {
+	l := newLab(t, pebbletest.Options{})
+	q := l.request("a.example.com")
+	q.until(issuance.Ordering)
+	l.account.Orders = ""
+	q.ca = l.open()
+	l.Inject(pebbletest.Fault{Path: pebbletest.NewOrder, Times: 1, After: true, Status: 504})
+	_ = q.fails(fault.Transient, ReasonUnavailable)
+	q.fresh = false
+	if p := q.until(issuance.Ordered); !p.Adopted {
+		t.Error("the lost order was not found")
 	}
 }
 

@@ -29,7 +29,7 @@ func parseOrders(body []byte) ([]string, error) {
 		return nil, errors.New("it is not JSON of the form wanted")
 	}
 	if page.Orders == nil {
-		return nil, errNoOrders
+		return nil, errors.New("it has no orders")
 	}
 	urls := *page.Orders
 	return urls[:min(len(urls), maxOrderURLs)], nil

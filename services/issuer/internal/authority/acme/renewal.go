@@ -10,7 +10,8 @@ import (
 )
 
 // RenewalWindow asks when the certificate with this RenewalID should be renewed. An answer that is not a plain 200 with a
-// sane window is an error and says nothing about the certificate. A CA without renewal information is fault.NotFound.
+// sane window is an error and says nothing about the certificate. A CA without renewal information, or one that knows nothing
+// of the certificate, is fault.NotFound.
 func (ca *CA) RenewalWindow(ctx context.Context, id string) (Window, error) {
 	s, err := ca.session(ctx, "")
 	if err != nil {
@@ -26,6 +27,9 @@ func (ca *CA) RenewalWindow(ctx context.Context, id string) (Window, error) {
 	}
 	req.Header.Set("User-Agent", ca.cfg.UserAgent)
 	resp, err := (&http.Client{Transport: s.way}).Do(req)
+	if p := problemOf(err); p != nil && (p.gone() || p.Kind == "malformed") {
+		return Window{}, fault.New(fault.NotFound, ReasonNotKnown, "the CA knows nothing of the certificate: %s", p.Error())
+	}
 	if err != nil {
 		return Window{}, ca.classify(err)
 	}
@@ -45,5 +49,8 @@ func (ca *CA) RenewalWindow(ctx context.Context, id string) (Window, error) {
 	return w, nil
 }
 
-// ReasonNoRenewalInfo is a CA without RFC 9773.
-const ReasonNoRenewalInfo = "CA_NO_RENEWAL_INFO"
+// ReasonNoRenewalInfo is a CA without RFC 9773, ReasonNotKnown one that does not know the certificate.
+const (
+	ReasonNoRenewalInfo = "CA_NO_RENEWAL_INFO"
+	ReasonNotKnown      = "CA_CERTIFICATE_UNKNOWN"
+)

@@ -2,6 +2,7 @@ package acme
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strings"
 
@@ -70,17 +71,35 @@ func (f *flow) makeOrder() (authority.Progress, error) {
 		opts.ReplacesCertID = RenewalID(f.work.Replaces)
 	}
 	got, err := f.Orders.NewWithOptions(f.work.Request.Names.Strings(), opts)
-	if p := problemOf(err); p != nil && p.Kind == "alreadyReplaced" && opts.ReplacesCertID != "" {
-		f.order.Plain = true
-		return authority.Progress{Order: f.order, Dropped: true}, nil
-	}
 	if err != nil {
+		if why := f.cannotReplace(opts.ReplacesCertID, problemOf(err)); why != "" {
+			f.order.Plain = true
+			return authority.Progress{Order: f.order, Dropped: why}, nil
+		}
 		return authority.Progress{}, f.ca.classify(err)
 	}
 	if !strings.HasPrefix(got.Location, "https://") || !strings.HasPrefix(got.Finalize, "https://") {
 		return authority.Progress{}, fault.New(fault.Transient, ReasonAnswer, "the CA made an order without saying its URLs")
 	}
 	return f.haveOrder(got.Location, got.Order, false), nil
+}
+
+// cannotReplace says why an order that was refused should be made without "replaces", empty if that is not the reason. The
+// CA may say so itself; or it no longer knows the certificate, for which there is no error of its own: then its renewal
+// information tells.
+func (f *flow) cannotReplace(id string, p *problem) string {
+	if id == "" || p == nil || p.Kind == "" {
+		return ""
+	}
+	if p.Kind == "alreadyReplaced" {
+		return p.Error()
+	}
+	_, err := f.ca.RenewalWindow(f.ctx, id)
+	var unknown *fault.Error
+	if errors.As(err, &unknown) && unknown.Kind == fault.NotFound {
+		return "the CA does not know the certificate to be replaced: " + p.Error()
+	}
+	return ""
 }
 
 func (f *flow) haveOrder(url string, got legoacme.Order, adopted bool) authority.Progress {
@@ -158,8 +177,7 @@ func (f *flow) authorizations(got legoacme.ExtendedOrder) (authority.Progress, e
 	p := authority.Progress{Order: f.order, After: f.way.asked()}
 	waiting, asked := 0, 0
 	for _, url := range got.Authorizations {
-		known := f.challengeOf(url)
-		if known != nil && known.State == issuance.Presented {
+		if f.presented(url) {
 			waiting++
 			continue
 		}
@@ -179,8 +197,9 @@ func (f *flow) authorizations(got legoacme.ExtendedOrder) (authority.Progress, e
 		if err != nil {
 			return authority.Progress{}, err
 		}
+		known := f.challengeOf(ch.URL)
 		switch {
-		case known == nil || known.URL != ch.URL:
+		case known == nil:
 			c, err := f.present(url, az, ch)
 			if err != nil {
 				return authority.Progress{}, err
@@ -208,13 +227,19 @@ func (f *flow) authorizations(got legoacme.ExtendedOrder) (authority.Progress, e
 	return p, nil
 }
 
-func (f *flow) challengeOf(authorization string) *issuance.Challenge {
-	for i, c := range f.work.Challenges {
-		if c.Authorization == authorization {
-			return &f.work.Challenges[i]
-		}
+// presented reports that a host was asked to answer for an authorization and has not said anything yet.
+func (f *flow) presented(authorization string) bool {
+	return slices.ContainsFunc(f.work.Challenges, func(c issuance.Challenge) bool {
+		return c.Authorization == authorization && c.State == issuance.Presented
+	})
+}
+
+func (f *flow) challengeOf(url string) *issuance.Challenge {
+	i := slices.IndexFunc(f.work.Challenges, func(c issuance.Challenge) bool { return c.URL == url })
+	if i < 0 {
+		return nil
 	}
-	return nil
+	return &f.work.Challenges[i]
 }
 
 func http01(az legoacme.Authorization) (legoacme.Challenge, error) {
