@@ -7,10 +7,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/sallyport-pki/sallyport/pebbletest"
 	"github.com/sallyport-pki/sallyport/tests/lab"
 )
 
-// TestMainJob is issue, install, serve and renew from the company's own CA, with all data in SQLite, and in PostgreSQL.
+// TestMainJob is issue, install, serve and renew, from the company's own CA and from a public one, with all data in SQLite, and
+// in PostgreSQL.
 func TestMainJob(t *testing.T) {
 	t.Parallel()
 	for _, store := range []string{"sqlite", "postgres"} {
@@ -24,7 +26,7 @@ func TestMainJob(t *testing.T) {
 			}
 			w := newWorld(t, config)
 			t.Run("software", func(t *testing.T) {
-				for _, software := range []string{"nginx", "haproxy", "files"} {
+				for _, software := range []string{"nginx", "haproxy", "files", "acme"} {
 					t.Run(software, func(t *testing.T) {
 						t.Parallel()
 						mainJob(t, w, software)
@@ -38,7 +40,11 @@ func TestMainJob(t *testing.T) {
 
 func mainJob(t *testing.T, w *world, software string) {
 	var h *host
+	profile, roots := "corp", w.root(t, "corp")
 	switch software {
+	case "acme":
+		ca := w.acme(t, "public", pebbletest.Options{})
+		h, profile, roots = w.nginx(t, "www", ca.answers()), "public", ca.roots(t)
 	case "nginx":
 		h = w.nginx(t, "shop", "")
 	case "haproxy":
@@ -51,16 +57,15 @@ func mainJob(t *testing.T, w *world, software string) {
 	if software == "files" {
 		settings := h.site.Settings()
 		settings["reload"] = "reload-web"
-		h.deployWith(t, "corp", "files", settings, "")
+		h.deployWith(t, profile, "files", settings, "")
 	} else {
-		h.deploy(t, "corp")
+		h.deploy(t, profile)
 	}
 	w.do(t, "watch", "deployment", h.Name, "--timeout", "30s")
 	first := h.healthy(t, 1)
 	if first.Equal(before) {
 		t.Fatal("the placeholder is still served")
 	}
-	roots := w.root(t, "corp")
 	h.trusted(t, roots)
 
 	clients := begin(t, h, roots)

@@ -121,6 +121,13 @@ func anotherHost(t *testing.T, w *world, a, b *host) {
 	if _, now, err := b.status(t); err != nil || now.GetState() != target.GetState() {
 		t.Errorf("the other host's assignment has become %s, %v", now.GetState(), err)
 	}
+	w.await(t, "records of both attempts", func() error {
+		all, err := w.records(t.Context(), "deployer.call.denied", target.GetId())
+		if err == nil && (len(all) != 2 || !strings.HasSuffix(all[0].Actor, "/agent/alpha") || all[0].Result != "refused") {
+			err = fmt.Errorf("there are %+v", all)
+		}
+		return err
+	})
 	must(t, b.Start())
 	b.healthy(t, 2)
 	a.healthy(t, 1)
@@ -130,7 +137,7 @@ func anotherHost(t *testing.T, w *world, a, b *host) {
 	defer conn.Close()
 	_, err = deployerv1.NewDeployerServiceClient(conn).CreateJoinToken(t.Context(), &deployerv1.CreateJoinTokenRequest{Host: "gamma"})
 	refused(t, "an agent that makes a join token", err, codes.PermissionDenied)
-	w.awaitRecord(t, "deployer.call.denied", "CreateJoinToken", "ROLE_NOT_ALLOWED")
+	w.awaitRecord(t, "deployer.call.denied", "sallyport.deployer.v1.DeployerService/CreateJoinToken", "ROLE_NOT_ALLOWED")
 }
 
 func stolenOf(t *testing.T, h *host) stolen {

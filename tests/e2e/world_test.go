@@ -42,7 +42,7 @@ const patience = 45 * time.Second
 const tuning = `
 log: {level: info}
 deployer:
-  agents: {heartbeat_interval: 1s, away_after: 4s, scan_interval: 2s}
+  agents: {heartbeat_interval: 1s, away_after: 1m, scan_interval: 2s}
   rollout: {retry_after: [500ms, 1s], ask_issuer_every: 1s, check_every: 5s}
 issuer:
   identity_max_age: 100ms

@@ -1,54 +1,22 @@
 package network
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sallyport-pki/sallyport/tests/lab"
 )
 
-const insideJail = "SALLYPORT_TEST_INSIDE_JAIL"
-
-// TestMain runs the tests in a network, mount and process namespace of their own: whatever they make dies with them, and
-// nothing they send can leave the machine.
+// TestMain runs the tests in a jail: the network namespaces they make are seen by nobody outside, and end with it.
 func TestMain(m *testing.M) {
-	if os.Getenv(insideJail) != "" {
-		os.Exit(m.Run())
-	}
-	self, err := os.Executable()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-	const prepare = `mkdir -p /run/netns && mount -t tmpfs tmpfs /run/netns && mount --make-shared /run/netns && ip link set lo up && exec "$@"`
-	args := []string{"--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"}
-	if os.Geteuid() != 0 {
-		args = append(args, "--user", "--map-root-user")
-	}
-	args = append(args, "--", "sh", "-ec", prepare, "jail", self)
-	cmd := exec.Command("unshare", append(args, os.Args[1:]...)...)
-	cmd.Env = append(os.Environ(), insideJail+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread()
-	err = cmd.Run()
-	var exit *exec.ExitError
-	switch {
-	case err == nil:
-		os.Exit(0)
-	case errors.As(err, &exit):
-		os.Exit(exit.ExitCode())
-	default:
-		fmt.Fprintln(os.Stderr, "these tests make network namespaces: run them as root, with iproute2 and nftables installed (make tools):", err)
-		os.Exit(1)
-	}
+	os.Exit(lab.Jail("mkdir -p /run/netns\nmount -t tmpfs tmpfs /run/netns\nmount --make-shared /run/netns", m.Run))
 }
 
 // topology is three machines on one switch. The switch is in a namespace too.
