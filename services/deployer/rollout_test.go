@@ -496,69 +496,82 @@ func TestIdentityChanges(t *testing.T) {
 func TestRestarts(t *testing.T) {
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		b := newBench(t, c)
-		var h *host
-		var s *stream
-		again := func() {
+		restarts(t, b, b.restart)
+	})
+}
 
-			b.restart()
-			if h != nil {
-				h.connect(h.grant, h.key)
-				s = h.subscribe(s)
-			}
-		}
-		b.issuer.hold = true
-		b.apply(shop("web-1.example.com"))
-		again()
-		h = b.join("web-1.example.com")
-		again()
-		a := s.until("the assignment", open)
-		again()
-		der := csr(t, a)
-		if err := h.submit(a, der); err != nil {
-			t.Fatal(err)
-		}
-		again()
-		if err := h.submit(a, der); err != nil {
-			t.Fatal(err)
-		}
-		eventually(t, "the issuer has the request", func() (ok bool) {
-			b.issuer.with(func() { ok = len(b.issuer.requests) == 1 })
-			return ok
-		})
-		b.stop()
-		b.issuer.release() // while nobody listens
+// TestKills does the same to a service that can store nothing any more when its end comes.
+func TestKills(t *testing.T) {
+	b := newBench(t, servicetest.SQLite(t))
+	restarts(t, b, func() {
+		b.kill()
 		b.start()
-		h.connect(h.grant, h.key)
-		s = h.subscribe(s)
-		a = s.until("the certificate", issued)
-		again()
-		if err := h.report(a, agentv1.Outcome_OUTCOME_RESTORED, ""); err != nil {
-			t.Fatal(err)
+	})
+}
+
+func restarts(t *testing.T, b *bench, restart func()) {
+	t.Helper()
+	var h *host
+	var s *stream
+	again := func() {
+		restart()
+		if h != nil {
+			h.connect(h.grant, h.key)
+			s = h.subscribe(s)
 		}
-		again()
-		a = s.until("a second attempt", func(n *agentv1.Assignment) bool { return n.GetAttempt() == 2 })
-		if err := h.report(a, agentv1.Outcome_OUTCOME_SERVED, fingerprint(a)); err != nil {
-			t.Fatal(err)
+	}
+	b.issuer.hold = true
+	b.apply(shop("web-1.example.com"))
+	again()
+	h = b.join("web-1.example.com")
+	again()
+	a := s.until("the assignment", open)
+	again()
+	der := csr(t, a)
+	if err := h.submit(a, der); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if err := h.submit(a, der); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the issuer has the request", func() (ok bool) {
+		b.issuer.with(func() { ok = len(b.issuer.requests) == 1 })
+		return ok
+	})
+	b.stop()
+	b.issuer.release() // while nobody listens
+	b.start()
+	h.connect(h.grant, h.key)
+	s = h.subscribe(s)
+	a = s.until("the certificate", issued)
+	again()
+	if err := h.report(a, agentv1.Outcome_OUTCOME_RESTORED, ""); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	a = s.until("a second attempt", func(n *agentv1.Assignment) bool { return n.GetAttempt() == 2 })
+	if err := h.report(a, agentv1.Outcome_OUTCOME_SERVED, fingerprint(a)); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	b.becomes("shop", healthy)
+	ids := map[string]bool{}
+	b.issuer.with(func() {
+		for _, r := range b.issuer.submitted {
+			ids[r.GetRequestId()] = true
 		}
-		again()
-		b.becomes("shop", healthy)
-		ids := map[string]bool{}
-		b.issuer.with(func() {
-			for _, r := range b.issuer.submitted {
-				ids[r.GetRequestId()] = true
+	})
+	if len(ids) != 1 {
+		t.Fatalf("several requests for one certificate: %v", ids)
+	}
+	eventually(t, "each step is told once", func() bool {
+		for _, kind := range []string{"planned", "assigned", "requested", "served", "failed"} {
+			if len(b.events.of("deployer.assignment."+kind)) != 1 {
+				return false
 			}
-		})
-		if len(ids) != 1 {
-			t.Fatalf("several requests for one certificate: %v", ids)
 		}
-		eventually(t, "each step is told once", func() bool {
-			for _, kind := range []string{"planned", "assigned", "requested", "served", "failed"} {
-				if len(b.events.of("deployer.assignment."+kind)) != 1 {
-					return false
-				}
-			}
-			return len(b.events.of("deployer.assignment.issued")) == 2
-		})
+		return len(b.events.of("deployer.assignment.issued")) == 2
 	})
 }
 

@@ -65,6 +65,7 @@ type bench struct {
 	server   *servicetest.Server
 	operator deployerv1.DeployerServiceClient
 	stop     func()
+	kill     func() // takes the storage away first, so that nothing more gets stored
 }
 
 func newBench(t *testing.T, database db.Config, change ...func(*deployer.Config)) *bench {
@@ -118,22 +119,24 @@ func (b *bench) start() {
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx) }()
 	var once sync.Once
-	b.stop = func() {
-		once.Do(func() {
-			cancel()
-			if err := <-ran; err != nil {
-				b.t.Errorf("running the deployer: %v", err)
-			}
-			if err := s.Close(); err != nil {
-				b.t.Errorf("closing the deployer: %v", err)
-			}
-		})
+	end := func() {
+		cancel()
+		if err := <-ran; err != nil {
+			b.t.Errorf("running the deployer: %v", err)
+		}
 	}
+	closing := func() {
+		if err := s.Close(); err != nil {
+			b.t.Errorf("closing the deployer: %v", err)
+		}
+	}
+	b.stop = func() { once.Do(func() { end(); closing() }) }
+	b.kill = func() { once.Do(func() { closing(); end() }) }
 	b.server = b.domain.Serve("deployer", rpc.ServerConfig{Methods: deployer.Methods(), OnDenied: s.OnDenied, Deny: s.Deny}, s.Register)
 	b.operator = deployerv1.NewDeployerServiceClient(b.server.As(b.domain.Operator("ann")))
 }
 
-// restart kills the service and starts another on the same store.
+// restart stops the service and starts another on the same store.
 func (b *bench) restart() {
 	b.t.Helper()
 	b.stop()

@@ -123,7 +123,7 @@ func (j Join) Judge(t *Token, a *Agent, now time.Time) error {
 	case a.State == Locked:
 		return locked()
 	case !a.Knows(j.Key.Hash):
-		return fault.New(fault.Denied, ReasonHostTaken, "an agent with another key is enrolled as %q: remove it first (sallyport delete agent %s) if that host is gone", j.Host, j.Host)
+		return fault.New(fault.Denied, ReasonHostTaken, "an agent with another key is enrolled as %q: remove it first (sallyport agent remove %s) if that host is gone", j.Host, j.Host)
 	}
 	return nil
 }

@@ -77,6 +77,18 @@ func TestNormalise(t *testing.T) {
 		t.Errorf("as many targets as are allowed: %v", err)
 	}
 	d = deployment()
+	d.Targets = nil
+	for i := range 40 {
+		settings := map[string]string{}
+		for j := range MaxSettings {
+			settings[fmt.Sprintf("s%d", j)] = strings.Repeat("x", 1000)
+		}
+		d.Targets = append(d.Targets, Target{Host: fmt.Sprintf("h%d", i), Connector: "files", Settings: settings})
+	}
+	if err := d.Normalise(); fault.Of(err) == nil || fault.Of(err).Field != "deployment.targets" {
+		t.Errorf("settings too large together: %v", err)
+	}
+	d = deployment()
 	d.Targets[0].Host = "Web-1"
 	if err := d.Normalise(); fault.Of(err) == nil || fault.Of(err).Field != "deployment.targets[0].host" {
 		t.Errorf("upper case: %v", err)

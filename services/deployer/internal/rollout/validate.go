@@ -18,8 +18,13 @@ const (
 	MaxTargets     = 1000
 	MaxSettings    = 32
 	MaxSettingSize = 1 << 10 // bytes, name and value together
-	// MaxPerHost bounds the assignments of one host over all deployments, so that what it is told fits into one message.
-	MaxPerHost = 200
+	// MaxSettingsSize bounds the settings of all targets of a deployment, in bytes: it is told twice in one message, as wanted and
+	// with the state of each target.
+	MaxSettingsSize = 1 << 20
+	// MaxPerHost and MaxSizePerHost (in bytes, as stored) bound the assignments of one host over all deployments, so that what its
+	// agent is told fits into one message.
+	MaxPerHost     = 200
+	MaxSizePerHost = 1 << 20
 	// DefaultParallel and DefaultFailures stand for rules that are not given.
 	DefaultParallel = 10
 	DefaultFailures = 1
@@ -58,7 +63,7 @@ func (d *Deployment) Normalise() error {
 	case len(d.Targets) > MaxTargets:
 		return fault.Invalid("deployment.targets", "%d targets, at most %d are allowed", len(d.Targets), MaxTargets)
 	}
-	seen := make(map[string]int, len(d.Targets))
+	seen, size := make(map[string]int, len(d.Targets)), 0
 	for i := range d.Targets {
 		t := &d.Targets[i]
 		if t.Name == "" {
@@ -72,6 +77,12 @@ func (d *Deployment) Normalise() error {
 			return fault.Invalid(field+".name", "%q is on host %q already (targets[%d]): give each target on a host its own name", t.Name, t.Host, first)
 		}
 		seen[t.Key()] = i
+		for name, value := range t.Settings {
+			size += len(name) + len(value)
+		}
+	}
+	if size > MaxSettingsSize {
+		return fault.Invalid("deployment.targets", "their settings have %d bytes, at most %d are allowed", size, MaxSettingsSize)
 	}
 	return nil
 }

@@ -346,23 +346,32 @@ func (t *txn) stepAt(ctx context.Context, p place, s rollout.Step, why string) e
 
 // roomOnHosts refuses a deployment that would tell one agent more than fits into a message.
 func (t *txn) roomOnHosts(ctx context.Context, d rollout.Deployment) error {
-	perHost := map[string]int{}
-	for _, target := range d.Targets {
-		perHost[target.Host]++
-	}
+	type load struct{ count, size, first int }
+	hosts := map[string]load{}
 	for i, target := range d.Targets {
-		want := perHost[target.Host]
-		if want == 0 {
-			continue
+		l, ok := hosts[target.Host]
+		if !ok {
+			l.first = i
 		}
-		delete(perHost, target.Host)
-		var have int
-		err := t.QueryRow(ctx, `SELECT count(*) FROM assignment WHERE host = $1 AND deployment <> $2 AND state <> 'withdrawn'`, target.Host, d.Name).Scan(&have)
+		l.count++
+		l.size += len(encodeSpec(rollout.Spec{Wanted: d.Wanted, Target: target}))
+		hosts[target.Host] = l
+	}
+	for _, host := range slices.Sorted(maps.Keys(hosts)) {
+		l := hosts[host]
+		var count, size int
+		err := t.QueryRow(ctx, `SELECT count(*), COALESCE(sum(length(spec)), 0) FROM assignment WHERE host = $1 AND deployment <> $2 AND state <> 'withdrawn'`,
+			host, d.Name).Scan(&count, &size)
 		if err != nil {
-			return fmt.Errorf("counting the targets on %s: %w", target.Host, err)
+			return fmt.Errorf("counting the targets on %s: %w", host, err)
 		}
-		if have+want > rollout.MaxPerHost {
-			return fault.Invalid(fmt.Sprintf("deployment.targets[%d].host", i), "host %q would have %d targets over all deployments, at most %d are allowed", target.Host, have+want, rollout.MaxPerHost)
+		field := fmt.Sprintf("deployment.targets[%d].host", l.first)
+		if n := count + l.count; n > rollout.MaxPerHost {
+			return fault.Invalid(field, "host %q would have %d targets over all deployments, at most %d are allowed", host, n, rollout.MaxPerHost)
+		}
+		if n := size + l.size; n > rollout.MaxSizePerHost {
+			return fault.Invalid(field, "what host %q is told would have %d bytes over all deployments, at most %d are allowed: use fewer or shorter settings and names",
+				host, n, rollout.MaxSizePerHost)
 		}
 	}
 	return nil

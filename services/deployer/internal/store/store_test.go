@@ -498,6 +498,26 @@ func TestTooManyOnOneHost(t *testing.T) {
 			t.Fatalf("one too many: %v", err)
 		}
 		f.must(fill("b", 1)) // its own place counts once
+
+		// Not too many, but too much.
+		large := func(name string, n int) error {
+			d := f.deployment("web-2")
+			d.Name, d.Targets = name, nil
+			settings := map[string]string{}
+			for i := range rollout.MaxSettings {
+				settings[fmt.Sprintf("s%d", i)] = strings.Repeat("x", 1000)
+			}
+			for i := range n {
+				d.Targets = append(d.Targets, rollout.Target{Name: fmt.Sprintf("t%d", i), Host: "web-2", Connector: "files", Settings: settings})
+			}
+			_, err := f.Apply(t.Context(), d, false)
+			return err
+		}
+		f.must(large("l1", 16))
+		if got := fault.Of(large("l2", 17)); got == nil || got.Field != "deployment.targets[0].host" {
+			t.Fatalf("too much: %v", got)
+		}
+		f.must(large("l1", 16))
 	})
 }
 
