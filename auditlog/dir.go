@@ -61,18 +61,20 @@ func (d *directory) read(level string, n uint64, want, limit int) (data []byte, 
 }
 
 func (d *directory) readFile(path string, limit int) ([]byte, error) {
+	info, err := d.root.Stat(path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is not a file", path)
+	case info.Size() > int64(limit):
+		return nil, fmt.Errorf("%s: %w", path, errTooLarge)
+	}
 	f, err := d.root.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	if info.Size() > int64(limit) {
-		return nil, fmt.Errorf("%s: %w", path, errTooLarge)
-	}
 	data := make([]byte, info.Size())
 	_, err = io.ReadFull(f, data)
 	return data, err

@@ -75,10 +75,9 @@ func checkpointSize(dir string) string {
 	return ""
 }
 
-// TestKilledAtAnyMoment kills the service again and again while facts come, and looks for exactly one record of each, in the
-// log, the index and the stream of records.
-func TestKilledAtAnyMoment(t *testing.T) {
-	dir, url := t.TempDir(), listeningBroker(t)
+// worldAt is a world around a broker that listens.
+func worldAt(t *testing.T, dir, url string) (*world, *nats.Conn) {
+	t.Helper()
 	conn, err := nats.Connect(url)
 	if err != nil {
 		t.Fatal(err)
@@ -91,8 +90,14 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	if err := event.EnsureStreams(t.Context(), js, event.StreamLimits{}); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, js: js, domain: servicetest.TrustDomain(t), config: killConfig(dir)}
+	return &world{t: t, js: js, domain: servicetest.TrustDomain(t), config: killConfig(dir)}, conn
+}
 
+// TestKilledAtAnyMoment kills the service again and again while facts come, and looks for exactly one record of each, in the
+// log, the index and the stream of records.
+func TestKilledAtAnyMoment(t *testing.T) {
+	dir, url := t.TempDir(), listeningBroker(t)
+	w, conn := worldAt(t, dir, url)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
