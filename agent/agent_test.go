@@ -67,11 +67,7 @@ func newWorld(t *testing.T, control agenttest.Config) *world {
 		control.Issue = func(csr *pki.CSR) ([][]byte, error) { return w.issue(csr), nil }
 	}
 	w.Server = agenttest.Start(t, control)
-	dir, err := os.MkdirTemp("", "sp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := t.TempDir()
 	w.nginx = connectortest.Nginx(t, dir, "")
 	w.old = w.ca.Pair(t, name)
 	w.nginx.Put(w.old)

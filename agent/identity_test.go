@@ -212,7 +212,12 @@ func startProxy(t *testing.T, user string) *proxy {
 	})}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(lis) }()
-	t.Cleanup(func() { server.Close(); <-done })
+	t.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			t.Error(err)
+		}
+		<-done
+	})
 	return p
 }
 

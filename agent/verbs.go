@@ -129,11 +129,11 @@ type AssignmentStatus struct {
 }
 
 // Status reads the state. It needs no running agent and disturbs none.
-func (a *Agent) Status(ctx context.Context) (*Status, error) {
+func (a *Agent) Status(ctx context.Context) (st *Status, err error) {
 	folders := map[string]*disk.Folder{}
 	defer func() {
 		for _, f := range folders {
-			f.Close()
+			err = errors.Join(err, f.Close())
 		}
 	}()
 	for _, name := range []string{"identity", "desired", "progress", "spool", "keys"} {
@@ -163,7 +163,7 @@ func (a *Agent) Status(ctx context.Context) (*Status, error) {
 	if err != nil {
 		return nil, err
 	}
-	st := &Status{Identity: identityOf(ids.Current()), Challenges: len(desired.Challenges()), Unsent: reports.Len(), PendingKeys: keys}
+	st = &Status{Identity: identityOf(ids.Current()), Challenges: len(desired.Challenges()), Unsent: reports.Len(), PendingKeys: keys}
 	st.Session, st.Revision = desired.Resume()
 	for _, m := range desired.Assignments() {
 		st.Assignments = append(st.Assignments, a.assignmentStatus(m, progress.Last(m.GetId())))

@@ -55,7 +55,6 @@ type Server struct {
 
 	t    testing.TB
 	cfg  Config
-	rpc  *rpc.Server
 	stop func()
 
 	mu         sync.Mutex

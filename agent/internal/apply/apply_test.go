@@ -45,11 +45,7 @@ type lab struct {
 
 func newLab(t *testing.T, extra string) *lab {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "sp")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := t.TempDir()
 	l := &lab{T: t, Server: connectortest.Nginx(t, dir, extra), ca: connectortest.NewCA(t), state: filepath.Join(dir, "state")}
 	l.old, l.new = l.ca.Pair(t, name), l.ca.Pair(t, name)
 	l.Put(l.old)

@@ -83,12 +83,13 @@ func (l *listener) stop(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, stopWait)
 	defer cancel()
-	if server.Shutdown(ctx) != nil {
-		server.Close()
+	err := server.Shutdown(ctx)
+	if err != nil { // a client that takes its time is hung up on
+		err = server.Close()
 	}
 	<-done
 	l.log.InfoContext(ctx, "no longer listening")
-	return nil
+	return err
 }
 
 // ServeHTTP answers the exact path of a challenge and nothing else.

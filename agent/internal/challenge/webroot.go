@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"strings"
 
@@ -31,11 +32,15 @@ func (w *webroot) serve(ctx context.Context, want map[string]string) error {
 	if err != nil {
 		return fmt.Errorf("writing HTTP-01 answers: %w", err)
 	}
-	defer root.Close()
-	note := map[string]bool{}
-	for t := range have {
-		note[t] = true
+	if err := errors.Join(w.put(root, want, have), root.Close()); err != nil {
+		return fmt.Errorf("writing HTTP-01 answers in %s: %w", w.folder, err)
 	}
+	return nil
+}
+
+// put writes what is wanted and removes what else it has written before.
+func (w *webroot) put(root *os.Root, want map[string]string, have map[string]bool) error {
+	note := maps.Clone(have)
 	for t := range want {
 		note[t] = true
 	}
@@ -44,11 +49,11 @@ func (w *webroot) serve(ctx context.Context, want map[string]string) error {
 	}
 	dir := strings.Trim(path, "/")
 	if err := root.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("writing HTTP-01 answers in %s: %w", w.folder, err)
+		return err
 	}
 	for t, body := range want {
 		if err := disk.Replace(root, dir+"/"+t, []byte(body), 0o644); err != nil {
-			return fmt.Errorf("writing HTTP-01 answers in %s: %w", w.folder, err)
+			return err
 		}
 	}
 	for t := range have {
@@ -56,7 +61,7 @@ func (w *webroot) serve(ctx context.Context, want map[string]string) error {
 			continue
 		}
 		if err := root.Remove(dir + "/" + t); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("removing HTTP-01 answers in %s: %w", w.folder, err)
+			return err
 		}
 		delete(note, t)
 	}

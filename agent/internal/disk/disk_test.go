@@ -19,8 +19,15 @@ func folder(t *testing.T) *Folder {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { f.Close() })
+	t.Cleanup(func() { close(t, f) })
 	return f
+}
+
+func close(t *testing.T, f *Folder) {
+	t.Helper()
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestKeepsRecords(t *testing.T) {
@@ -120,7 +127,7 @@ func TestInterruptedPut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer g.Close()
+	defer close(t, g)
 	entries, err := os.ReadDir(f.Path())
 	if err != nil || len(entries) != 1 {
 		t.Errorf("%v, %v", entries, err)
@@ -142,7 +149,7 @@ func TestViewTouchesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer v.Close()
+	defer close(t, v)
 	if got, err := v.Get(t.Context(), "a"); err != nil || string(got) != "x" {
 		t.Errorf("%q, %v", got, err)
 	}

@@ -21,7 +21,7 @@ const (
 	maxEntries = 200_000
 	// maxInFile is how many certificates make a chain; more are a trust store,
 	// which is not what this is about.
-	maxInFile = 16
+	maxInFile = maxChain
 	breathe   = 50 // entries between pauses
 )
 

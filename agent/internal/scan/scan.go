@@ -11,7 +11,11 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 )
 
 // The bounds of one scan.
@@ -19,6 +23,11 @@ const (
 	maxTime      = 10 * time.Minute
 	maxSightings = 5000
 	maxBytes     = 16 << 20 // of certificates
+
+	// What one sighting may hold.
+	maxChain    = 10
+	maxCert     = 16 << 10
+	maxLocation = 1 << 10
 )
 
 // Role says in what role a certificate was seen.
@@ -85,6 +94,10 @@ type counter struct {
 }
 
 func (c *counter) add(s Sighting) error {
+	s.Chain = s.Chain[:min(len(s.Chain), maxChain)]
+	if !plain(s.Location) || slices.ContainsFunc(s.Chain, func(der []byte) bool { return len(der) > maxCert }) {
+		return nil
+	}
 	c.sightings++
 	for _, der := range s.Chain {
 		c.bytes += len(der)
@@ -93,6 +106,11 @@ func (c *counter) add(s Sighting) error {
 		return errEnough
 	}
 	return c.emit(s)
+}
+
+// plain says whether a location can be reported at all.
+func plain(s string) bool {
+	return len(s) <= maxLocation && utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }
 
 // Scan looks once and emits what it sees, always in the same order. It stops at

@@ -114,7 +114,9 @@ func TestCannotBeWritten(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	s := open(t, dir)
 	s.Put(t.Context(), report(0))
-	s.folder.Close()
+	if err := s.folder.Close(); err != nil {
+		t.Fatal(err)
+	}
 	s.Put(t.Context(), report(1))
 	s.Put(t.Context(), report(1))
 	if s.Len() != 2 {

@@ -79,21 +79,7 @@ type rig struct {
 // prepare makes the server with two pairs, the old one installed.
 func (r *rig) prepare() {
 	r.Helper()
-	dir, err := os.MkdirTemp("", "sp") // t.TempDir is too long for some
-	if err != nil {
-		r.Fatal(err)
-	}
-	r.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			r.Error(err)
-		}
-	})
-	r.prepareIn(dir)
-}
-
-func (r *rig) prepareIn(dir string) {
-	r.Helper()
-	r.Subject = r.start(r.T, dir)
+	r.Subject = r.start(r.T, r.TempDir())
 	r.old, r.fresh = r.ca.Pair(r.T, name), r.ca.Pair(r.T, name)
 	r.Put(r.old)
 	r.place = r.at(r.Settings)

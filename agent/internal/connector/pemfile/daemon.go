@@ -2,6 +2,7 @@ package pemfile
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -9,6 +10,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/command"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/process"
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 )
 
@@ -101,14 +103,15 @@ func writable(folder string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
 	const probe = ".sallyport-check"
-	f, err := root.Create(probe)
-	if err != nil {
+	err = disk.Create(root, probe, nil, 0o600, nil)
+	if err == nil {
+		err = root.Remove(probe)
+	}
+	if err = errors.Join(err, root.Close()); err != nil {
 		return fmt.Errorf("%s cannot be written: %w", folder, err)
 	}
-	f.Close()
-	return root.Remove(probe)
+	return nil
 }
 
 // Touches says in words what an assignment may touch.

@@ -179,13 +179,12 @@ func split(data []byte) (certs []*x509.Certificate, key crypto.Signer, err error
 	return certs, key, nil
 }
 
-func read(s connector.Spot) ([]byte, error) {
-	root, err := s.Open()
-	if err != nil {
-		return nil, err
-	}
-	defer root.Close()
-	return disk.Read(root, s.Name, maxFile)
+func read(s connector.Spot) (data []byte, err error) {
+	err = with(s, func(root *os.Root) error {
+		data, err = disk.Read(root, s.Name, maxFile)
+		return err
+	})
+	return data, err
 }
 
 // stagedFile is what Swap, Back and Drop must know again.
@@ -223,34 +222,34 @@ func (s *Set) stage(f File, pair connector.Pair) (stagedFile, error) {
 	if err != nil {
 		return st, err
 	}
-	root, err := f.Spot.Open()
-	if err != nil {
-		return st, err
-	}
-	defer root.Close()
-	present, err := root.Lstat(f.Spot.Name)
+	return st, with(f.Spot, func(root *os.Root) error { return st.write(root, data, s.rules, f.Part) })
+}
+
+// write puts the new file beside the old one, which tells it owner and mode.
+func (s *stagedFile) write(root *os.Root, data []byte, rules Rules, part Part) error {
+	present, err := root.Lstat(s.Name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return st, err
+		return err
 	case !present.Mode().IsRegular():
-		return st, errors.New("not a plain file")
+		return errors.New("not a plain file")
 	default:
-		st.Existed = true
+		s.Existed = true
 	}
-	if err := remove(root, st.fresh(), st.old()); err != nil {
-		return st, err
+	if err := remove(root, s.fresh(), s.old()); err != nil {
+		return err
 	}
-	err = disk.Create(root, st.fresh(), data, 0o600, func(file *os.File) error {
-		if st.Existed {
+	err = disk.Create(root, s.fresh(), data, 0o600, func(file *os.File) error {
+		if s.Existed {
 			return sameAs(file, present)
 		}
-		return s.rules.dress(file, f.Part)
+		return rules.dress(file, part)
 	})
 	if err != nil {
-		return st, err
+		return err
 	}
-	return st, disk.SyncDir(root, filepath.Dir(st.Name))
+	return disk.SyncDir(root, filepath.Dir(s.Name))
 }
 
 func (r Rules) dress(file *os.File, part Part) error {
