@@ -70,12 +70,18 @@ func TestControlPlaneStopsMeanwhile(t *testing.T) {
 // against itself at the end.
 func TestKills(t *testing.T) {
 	t.Parallel()
-	const kills = 15
-	seed := uint64(time.Now().UnixNano())
-	t.Logf("seed %d", seed)
-	r := rand.New(rand.NewPCG(seed, 1))
+	for _, store := range []string{"sqlite", "postgres"} {
+		t.Run(store, func(t *testing.T) {
+			t.Parallel()
+			kill(t, newWorld(t, database(t, store)))
+		})
+	}
+}
 
-	w := newWorld(t, "")
+func kill(t *testing.T, w *world) {
+	const kills = 15
+	r := rand.New(rand.NewPCG(*seed, 1))
+	t.Logf("seed %d", *seed)
 	ca := w.acme(t, "public", pebbletest.Options{BadNonces: 10})
 	hosts := []*host{w.nginx(t, "one", ""), w.haproxy(t, "two", ""), w.nginx(t, "three", ca.answers())}
 	for i, h := range hosts {

@@ -18,13 +18,7 @@ func TestMainJob(t *testing.T) {
 	for _, store := range []string{"sqlite", "postgres"} {
 		t.Run(store, func(t *testing.T) {
 			t.Parallel()
-			config := ""
-			if store == "postgres" {
-				servers := lab.New(t.TempDir(), "")
-				t.Cleanup(servers.Close)
-				config = fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", ok(servers.Postgres(t.Context(), "postgres"))(t))
-			}
-			w := newWorld(t, config)
+			w := newWorld(t, database(t, store))
 			t.Run("software", func(t *testing.T) {
 				for _, software := range []string{"nginx", "haproxy", "files", "acme"} {
 					t.Run(software, func(t *testing.T) {
@@ -36,6 +30,17 @@ func TestMainJob(t *testing.T) {
 			stored(t, w, store)
 		})
 	}
+}
+
+// database is the configuration of a control plane on this store.
+func database(t *testing.T, store string) string {
+	t.Helper()
+	if store == "sqlite" {
+		return ""
+	}
+	servers := lab.New(t.TempDir(), "")
+	t.Cleanup(servers.Close)
+	return fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", ok(servers.Postgres(t.Context(), "postgres"))(t))
 }
 
 func mainJob(t *testing.T, w *world, software string) {

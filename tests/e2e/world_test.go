@@ -27,6 +27,9 @@ import (
 // ground is a file system in memory, of the jail alone.
 const ground = "/mnt"
 
+// seed of what happens at random moments; the same gives the same order of events, as far as processes allow.
+var seed = flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of random moments")
+
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if err := flag.Set("test.parallel", "8"); err != nil { // scenarios wait more than they work
