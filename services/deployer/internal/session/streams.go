@@ -89,26 +89,6 @@ func (s *Streams) Moved(host, stream string, asked time.Time) {
 	st.end(replaced())
 }
 
-// End ends a host's stream for a reason.
-func (s *Streams) End(host string, why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if st := s.open[host]; st != nil {
-		st.end(why)
-	}
-}
-
-// Hosts lists who has a stream here.
-func (s *Streams) Hosts() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	hosts := make([]string, 0, len(s.open))
-	for h := range s.open {
-		hosts = append(hosts, h)
-	}
-	return hosts
-}
-
 // Admission paces streams: so many a second, with a burst. Who comes too early is given a time of his own, one after the
 // other, so that a fleet that lost its server comes back in an orderly queue.
 type Admission struct {

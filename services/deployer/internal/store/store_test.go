@@ -321,14 +321,26 @@ func TestFailures(t *testing.T) {
 			t.Fatalf("retried: %+v", a)
 		}
 
+		// A changed deployment ends the pause.
+		f.must(f.report(a, rollout.OutcomeRestored, ""))
+		a = f.is("shop", rollout.Failed)
+		changed := f.deployment("web-1")
+		changed.Rules.MaxParallel = 3
+		f.apply(changed)
+		if a = f.is("shop", rollout.Failed); a.Failures != 0 || a.NextAttempt.After(f.now()) {
+			t.Fatalf("after a change of the deployment: %+v", a)
+		}
+		f.must(f.Retry(ctx, a))
+		a = f.is("shop", rollout.Assigned)
+
 		// The issuer refuses.
 		f.must(f.take(a, f.csr(a)))
 		f.must(f.FailRequest(ctx, a, "NAME_NOT_ALLOWED", "no"))
 		a = f.is("shop", rollout.Failed)
-		if a.Failures != 2 || !a.NextAttempt.Equal(f.now().Add(2*time.Minute)) {
+		if a.Failures != 1 || !a.NextAttempt.Equal(f.now().Add(time.Minute)) {
 			t.Fatalf("pause: %+v", a)
 		}
-		f.advance(2 * time.Minute)
+		f.advance(time.Minute)
 		f.must(f.Retry(ctx, a))
 		a = f.is("shop", rollout.Assigned)
 
@@ -338,18 +350,18 @@ func TestFailures(t *testing.T) {
 		f.must(f.report(a, rollout.OutcomeRestored, ""))
 		f.must(f.report(a, rollout.OutcomeRestored, "")) // said again
 		a = f.is("shop", rollout.Failed)
-		if a.Failures != 3 || a.Reason != "RELOAD_FAILED" || a.Message != "no" {
+		if a.Failures != 2 || !a.NextAttempt.Equal(f.now().Add(2*time.Minute)) || a.Reason != "RELOAD_FAILED" || a.Message != "no" {
 			t.Fatalf("failed: %+v", a)
 		}
 		f.advance(time.Hour)
 		f.must(f.Retry(ctx, a))
 		a = f.is("shop", rollout.Issued)
-		if a.Attempt != 4 || a.Certificate.Fingerprint != fingerprintOf(1) || len(a.Chain) != 2 {
+		if a.Attempt != 5 || a.Certificate.Fingerprint != fingerprintOf(1) || len(a.Chain) != 2 {
 			t.Fatalf("retried: %+v", a)
 		}
 		// A report about the attempt before is recorded and changes nothing.
 		old := a
-		old.Attempt = 3
+		old.Attempt = 4
 		f.must(f.report(old, rollout.OutcomeServed, fingerprintOf(1)))
 		f.happened("report.stale", 1)
 		f.is("shop", rollout.Issued)
