@@ -101,7 +101,7 @@ func (s *Store) CreateAuthority(ctx context.Context, a Authority) (Authority, er
 func (s *Store) ChangeAuthority(ctx context.Context, a Authority, old string) (Authority, error) {
 	a.ETag = newETag()
 	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		won, err := db.Changed(tx.Exec(ctx, `UPDATE authority SET spec = $1, etag = $2, problem = '' WHERE name = $3 AND etag = $4`,
+		won, err := db.Changed(tx.Exec(ctx, `UPDATE authority SET spec = $1, etag = $2 WHERE name = $3 AND etag = $4`,
 			encode(a.Spec), a.ETag, a.Spec.Name, old))
 		if err != nil {
 			return err
@@ -112,7 +112,6 @@ func (s *Store) ChangeAuthority(ctx context.Context, a Authority, old string) (A
 		tx.Notify(TopicAuthorities)
 		return event.Emit(ctx, tx, authorityApplied(a))
 	})
-	a.Problem = ""
 	if err != nil {
 		return Authority{}, fmt.Errorf("storing authority %s: %w", a.Spec.Name, err)
 	}
