@@ -6,6 +6,7 @@ package intake
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"time"
 
@@ -56,6 +57,9 @@ func at(t *timestamppb.Timestamp) time.Time { return t.AsTime().Truncate(time.Mi
 // chain reads what can be read of a chain; the leaf must be.
 func chain(ders [][]byte) (leaf catalog.Certificate, rest []catalog.Certificate, err error) {
 	const longest = 16
+	if len(ders) == 0 {
+		return leaf, nil, errors.New("no certificate")
+	}
 	for i, der := range ders {
 		if i == longest {
 			break
@@ -74,9 +78,6 @@ func chain(ders [][]byte) (leaf catalog.Certificate, rest []catalog.Certificate,
 }
 
 func (in Intake) issued(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.RequestIssued) error {
-	if len(p.GetChain()) == 0 {
-		return bad(e, "no certificate")
-	}
 	leaf, issuers, err := chain(p.GetChain())
 	if err != nil {
 		return bad(e, "%w", err)
@@ -139,14 +140,27 @@ var roles = map[eventv1.SightingRole]catalog.Role{
 }
 
 func (in Intake) observed(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.HostObserved) error {
-	o := catalog.Observation{Host: p.GetHost(), Time: at(e.GetTime()), Version: p.GetVersion(), Platform: p.GetPlatform(), Scan: p.GetScanId(), Complete: p.GetScanComplete()}
+	o, unreadable, err := observation(e, p)
+	if err != nil {
+		return err
+	}
+	for location, why := range unreadable {
+		in.Log.WarnContext(ctx, "a certificate that was seen cannot be read", "host", o.Host, "location", location, "error", why)
+	}
+	return in.Store.RecordObservation(ctx, tx, o)
+}
+
+// observation reads what a host told, and gives the places whose certificate cannot be read.
+func observation(e *eventv1.Event, p *eventv1.HostObserved) (o catalog.Observation, unreadable map[string]error, err error) {
+	o = catalog.Observation{Host: p.GetHost(), Time: at(e.GetTime()), Version: p.GetVersion(), Platform: p.GetPlatform(), Scan: p.GetScanId(), Complete: p.GetScanComplete()}
 	if p.GetTime() != nil {
 		o.Time = at(p.GetTime())
 	}
+	unreadable = map[string]error{}
 	for _, s := range p.GetSightings() {
 		leaf, issuers, err := chain(s.GetChain())
-		if err != nil || len(s.GetChain()) == 0 {
-			in.Log.WarnContext(ctx, "a certificate that was seen cannot be read", "host", p.GetHost(), "location", s.GetLocation(), "error", err)
+		if err != nil {
+			unreadable[s.GetLocation()] = err
 			continue
 		}
 		o.Seen = append(o.Seen, catalog.Seen{
@@ -154,9 +168,6 @@ func (in Intake) observed(ctx context.Context, tx db.Tx, e *eventv1.Event, p *ev
 			Leaf:  leaf, Issuers: issuers,
 		})
 	}
-	o, err := o.Check()
-	if err != nil {
-		return err
-	}
-	return in.Store.RecordObservation(ctx, tx, o)
+	o, err = o.Check()
+	return o, unreadable, err
 }
