@@ -6,8 +6,17 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"strings"
 	"syscall"
 )
+
+// aloneInNamespace reports whether we are root in a user namespace that has no other user, as in a jail that somebody else than
+// root has made.
+func aloneInNamespace() bool {
+	text, err := os.ReadFile("/proc/self/uid_map")
+	fields := strings.Fields(string(text))
+	return err == nil && os.Geteuid() == 0 && len(fields) == 3 && fields[2] == "1"
+}
 
 const insideJail = "SALLYPORT_LAB_INSIDE_JAIL"
 

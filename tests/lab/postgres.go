@@ -28,8 +28,10 @@ func (l *Lab) Postgres(ctx context.Context, id string) (string, error) {
 		if uid, err = userID("postgres"); err != nil {
 			return "", err
 		}
-		if err := os.Chown(dir, int(uid), -1); err != nil {
-			return "", err
+		if !aloneInNamespace() {
+			if err := os.Chown(dir, int(uid), -1); err != nil {
+				return "", err
+			}
 		}
 	}
 	data := filepath.Join(dir, "data")

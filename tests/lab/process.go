@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -16,6 +17,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -122,7 +124,13 @@ func (l *Lab) command(ctx context.Context, c Command) *exec.Cmd {
 	}
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + l.Dir, "LANG=C.UTF-8", "NO_COLOR=1"}, c.Env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if c.UID != 0 {
+	switch {
+	case c.UID != 0 && aloneInNamespace():
+		// There is no other user here. The program gets a namespace of its own, in which we are that user.
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: int(c.UID), HostID: 0, Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: int(c.UID), HostID: 0, Size: 1}}
+	case c.UID != 0:
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: c.UID, Gid: c.UID}
 	}
 	return cmd
@@ -230,12 +238,22 @@ func tail(text string, lines int) string {
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
 
-// FreePort finds a TCP port nobody listens on now.
+// Ports below the range from which the system gives clients theirs: none can be taken by a connection before a server has it.
+const firstPort, lastPort = 12000, 32000
+
+var (
+	somewhere = rand.IntN(lastPort - firstPort)
+	ports     atomic.Int32
+)
+
+// FreePort finds a TCP port nobody listens on now. It does not give the same one twice soon.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	for range lastPort - firstPort {
+		port := firstPort + (somewhere+int(ports.Add(1)))%(lastPort-firstPort)
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, errors.New("no port is free")
 }

@@ -68,7 +68,11 @@ func (l *Lab) NginxAt(ctx context.Context, id, name, address string, prefix []st
 	}
 	s.Address, s.enter = address, enter
 	dir := filepath.Join(l.Dir, id)
-	config := fmt.Sprintf(`worker_processes 2;
+	workers := ""
+	if aloneInNamespace() {
+		workers = "user root;\n"
+	}
+	config := workers + fmt.Sprintf(`worker_processes 2;
 pid %[1]s/nginx.pid;
 error_log %[1]s/error.log warn;
 daemon off;
