@@ -21,10 +21,12 @@ import (
 	"log"
 	"maps"
 	"math/big"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -162,22 +164,16 @@ func restoreEnv(name string) func() {
 	}
 }
 
-// startDNS starts a DNS server that resolves every name to 127.0.0.1. Pebble asks over TCP.
+// startDNS starts a DNS server that resolves every name to 127.0.0.1. Pebble asks over TCP. The server says nothing when it
+// cannot have its port, so it is asked.
 func (p *Pebble) startDNS() (string, error) {
 	var last error
-	for range 20 { // a port that is free for TCP may be taken for UDP
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return "", err
-		}
-		address := l.Addr().String()
-		packet, err := net.ListenPacket("udp", address)
-		l.Close()
-		if err != nil {
-			last = err
+	for range 20 {
+		// Below the range from which the system gives clients theirs, so that none can come in between.
+		address := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
+		if last = unused(address); last != nil {
 			continue
 		}
-		packet.Close()
 		p.dns, last = challtestsrv.New(challtestsrv.Config{DNSAddrs: []string{address}, Log: log.New(io.Discard, "", 0)})
 		if last != nil {
 			continue
@@ -185,7 +181,7 @@ func (p *Pebble) startDNS() (string, error) {
 		p.dns.SetDefaultDNSIPv4("127.0.0.1")
 		p.dns.SetDefaultDNSIPv6("")
 		go p.dns.Run()
-		if last = awaitTCP(address); last == nil {
+		if last = awaitDNS(address); last == nil {
 			return address, nil
 		}
 		p.dns.Shutdown()
@@ -193,16 +189,33 @@ func (p *Pebble) startDNS() (string, error) {
 	return "", fmt.Errorf("starting a DNS server: %w", last)
 }
 
-func awaitTCP(address string) error {
+func unused(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	packet, err := net.ListenPacket("udp", address)
+	if err == nil {
+		err = packet.Close()
+	}
+	return errors.Join(err, l.Close())
+}
+
+func awaitDNS(address string) error {
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "tcp", address)
+	}}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
 	var err error
-	for range 200 {
-		var conn net.Conn
-		if conn, err = net.Dial("tcp", address); err == nil {
-			return conn.Close()
+	for ctx.Err() == nil {
+		var found []string
+		if found, err = resolver.LookupHost(ctx, "ready.example."); err == nil && slices.Equal(found, []string{"127.0.0.1"}) {
+			return nil
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-	return err
+	return fmt.Errorf("it does not answer: %w", err)
 }
 
 func serve(address string, cert tls.Certificate, h http.Handler) (*httptest.Server, error) {
