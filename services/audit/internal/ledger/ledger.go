@@ -151,8 +151,8 @@ func (l *Ledger) Close() error {
 }
 
 // Append adds the records and gives their positions once all of them are on disk. They are the next positions, each given once,
-// nearly always in order. An error says nothing about what was added: Refresh then tells how far the log goes, and Read what
-// stands there.
+// nearly always in order. An error says nothing about what was added: before the next Append, Refresh must tell how far the
+// log goes, and Read what stands there.
 func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error) {
 	positions := make([]uint64, len(records))
 	waiting := make([]int, len(records))
