@@ -244,7 +244,7 @@ func TestLockAndRemove(t *testing.T) {
 	}
 	_, err = h.client.ReportObservation(b.ctx, &agentv1.ReportObservationRequest{Info: info})
 	wantFault(t, err, fault.Denied, "AGENT_LOCKED")
-	stuck := time.AfterFunc(10*time.Second, s.cancel)
+	stuck := time.AfterFunc(30*time.Second, s.cancel)
 	wantFault(t, s.next(), fault.Denied, "AGENT_LOCKED")
 	stuck.Stop()
 	b.restart() // it is still locked

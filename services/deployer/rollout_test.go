@@ -76,7 +76,7 @@ func TestResume(t *testing.T) {
 	}
 	// A new stream takes the old one's place.
 	second := h.subscribe(after)
-	stuck := time.AfterFunc(10*time.Second, after.cancel)
+	stuck := time.AfterFunc(30*time.Second, after.cancel)
 	wantFault(t, after.next(), fault.Conflict, "STREAM_REPLACED")
 	stuck.Stop()
 	b.apply(other)
@@ -443,9 +443,9 @@ func TestRenewal(t *testing.T) {
 		s.until("a fourth generation", func(n *agentv1.Assignment) bool { return n.GetGeneration() == 4 })
 		h.serve(s)
 		b.becomes("shop", healthy)
-		renewed := b.events.of("deployer.assignment.planned")
+		eventually(t, "the renewals are told", func() bool { return len(b.events.of("deployer.assignment.planned")) == 4 })
 		var reasons []string
-		for _, e := range renewed {
+		for _, e := range b.events.of("deployer.assignment.planned") {
 			reasons = append(reasons, e.GetReason())
 		}
 		want := []string{"the deployment was applied", "renewal is due: ari: window is past", "renewal asked for: drill", "renewal is due: one third of life left"}
@@ -722,14 +722,14 @@ func TestReplicas(t *testing.T) {
 
 	// The agent's next stream comes in at the one: the other's ends.
 	moved := h.subscribe(s)
-	stuck := time.AfterFunc(20*time.Second, s.cancel)
+	stuck := time.AfterFunc(30*time.Second, s.cancel)
 	wantFault(t, s.next(), fault.Conflict, "STREAM_REPLACED")
 	stuck.Stop()
 	// Locked at the other: the one's ends, and both refuse it.
 	if _, err := second.operator.LockAgent(b.ctx, &deployerv1.LockAgentRequest{Host: h.name}); err != nil {
 		t.Fatal(err)
 	}
-	stuck = time.AfterFunc(20*time.Second, moved.cancel)
+	stuck = time.AfterFunc(30*time.Second, moved.cancel)
 	wantFault(t, moved.next(), fault.Denied, "AGENT_LOCKED")
 	stuck.Stop()
 	_, err := there.trySubscribe(nil)
