@@ -5,6 +5,7 @@ SHELL := bash
 MAKEFLAGS += --no-print-directory
 
 MODULES := gen internal services/internal services/inventory services/issuer services/deployer services/audit agent auditlog cli pebbletest docs/examples tests
+PARTS := $(patsubst %,./%/...,$(filter-out gen tests,$(MODULES)))
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DATE    := $(shell git log -1 --format=%cI 2>/dev/null)
@@ -34,12 +35,13 @@ demo: build ## Show the main job on this machine, then stop clean (KEEP=1 stays 
 test: tools verify-gen verify-tidy verify-docs isolated cross lint race ## Everything CI runs: install what is missing, verify, lint, build, test with the race detector
 
 .PHONY: race
-race: build ## All tests, race detector on
-	@CGO_ENABLED=1 go test -race -timeout 20m work
+race: build ## All tests, race detector on; those that use the whole machine one after another
+	@CGO_ENABLED=1 go test -race -timeout 20m $(PARTS)
+	@CGO_ENABLED=1 go test -race -timeout 20m -p 1 ./tests/...
 
 .PHONY: unit
-unit: ## All tests, without the race detector
-	@go test -timeout 20m work
+unit: ## The tests of the parts, without the race detector
+	@go test -timeout 20m $(PARTS)
 
 .PHONY: tools
 tools: ## Install what the tests need (with apt as root; else print the command and fail)
