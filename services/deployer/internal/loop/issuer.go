@@ -2,8 +2,10 @@ package loop
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,7 +20,9 @@ const (
 	lookEach = time.Second // for what was not hinted at
 	perLook  = 64          // rows claimed at once
 
-	releaseTime = 2 * time.Second
+	releaseTime  = 2 * time.Second
+	reasonReused = "REQUEST_ID_REUSED" // the issuer's
+	maxConflicts = 5
 )
 
 // requests speaks to the issuer about stored CSRs: at once about those this replica has stored, and about all that are due.
@@ -102,7 +106,7 @@ func (l *Loops) request(ctx context.Context, id string, left *leftovers) {
 	switch {
 	case ctx.Err() != nil:
 		return
-	case err != nil && final(err):
+	case err != nil && final(err, q.Tries):
 		f := fault.Of(err)
 		err = l.Store.FailRequest(ctx, q.Assignment, f.Reason, clip(f.Message))
 	case err != nil:
@@ -130,11 +134,15 @@ func (l *Loops) ask(ctx context.Context, q store.Request) (peer.Answer, error) {
 	return l.Peers.Submit(ctx, q.Assignment)
 }
 
-// final says that the same request will get the same answer. Trouble with our own standing at the issuer is not the request's.
-func final(err error) bool {
-	switch fault.KindOf(err) {
-	case fault.InvalidArgument, fault.NotFound, fault.AlreadyExists, fault.Conflict, fault.Precondition, fault.Permanent:
+// final says that the same call will get the same answer. Trouble with our own standing at the issuer is not the request's, and
+// a conflict is final only if the issuer says in which state it is, or that the id stands for something else, or again and again.
+func final(err error, tries int) bool {
+	f := fault.Of(err)
+	switch f.Kind {
+	case fault.InvalidArgument, fault.NotFound, fault.AlreadyExists, fault.Precondition, fault.Permanent:
 		return true
+	case fault.Conflict:
+		return f.Reason == reasonReused || f.Meta["state"] != "" || tries >= maxConflicts
 	case fault.Internal, fault.Unauthenticated, fault.Denied, fault.Exhausted, fault.Transient:
 	}
 	return false
@@ -172,7 +180,7 @@ func (l *Loops) intent(ctx context.Context, in store.Intent) {
 		err = l.Store.FinishIntent(ctx, in)
 	case ctx.Err() != nil:
 		return
-	case final(err):
+	case final(err, in.Tries):
 		l.Log.InfoContext(ctx, "the issuer does not want to know", "challenge", in.Challenge, "request", in.Request, "error", err)
 		err = l.Store.FinishIntent(ctx, in)
 	default:
@@ -189,11 +197,14 @@ func orElse(s, otherwise string) string {
 	return otherwise
 }
 
-// clip keeps what is stored and shown of a message within bounds.
+// clip keeps what is stored and shown of a message within bounds, and without control characters.
 func clip(s string) string {
 	const limit = 2 << 10
-	if len(s) > limit {
-		s = s[:limit]
-	}
-	return s
+	s = strings.ToValidUTF8(s[:min(len(s), limit)], "")
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc"
 
@@ -196,15 +197,25 @@ func TestAway(t *testing.T) {
 
 func TestFinal(t *testing.T) {
 	for kind, want := range map[fault.Kind]bool{
-		fault.InvalidArgument: true, fault.NotFound: true, fault.AlreadyExists: true, fault.Conflict: true, fault.Precondition: true, fault.Permanent: true,
-		fault.Internal: false, fault.Unauthenticated: false, fault.Denied: false, fault.Exhausted: false, fault.Transient: false,
+		fault.InvalidArgument: true, fault.NotFound: true, fault.AlreadyExists: true, fault.Precondition: true, fault.Permanent: true,
+		fault.Conflict: false, fault.Internal: false, fault.Unauthenticated: false, fault.Denied: false, fault.Exhausted: false, fault.Transient: false,
 	} {
-		if got := final(fmt.Errorf("asking: %w", fault.New(kind, "X", "x"))); got != want {
+		if got := final(fmt.Errorf("asking: %w", fault.New(kind, "X", "x")), 0); got != want {
 			t.Errorf("%s is final: %v", kind, got)
 		}
 	}
-	if final(errors.New("what")) || final(context.DeadlineExceeded) {
+	if final(errors.New("what"), 99) || final(context.DeadlineExceeded, 99) {
 		t.Error("an error that says nothing is final")
+	}
+	conflict := fault.New(fault.Conflict, "WRONG_STATE", "moved")
+	if final(conflict, 4) || !final(conflict, 5) || !final(conflict.With("state", "issued"), 0) || !final(fault.New(fault.Conflict, "REQUEST_ID_REUSED", "x"), 0) {
+		t.Error("conflicts")
+	}
+	if got := clip(strings.Repeat("ä", 2000) + "\x00"); len(got) != 2048 || !utf8.ValidString(got) {
+		t.Errorf("clipped to %d bytes", len(got))
+	}
+	if got := clip("a\x00b\nc"); got != "a b c" {
+		t.Errorf("clipped to %q", got)
 	}
 }
 

@@ -140,7 +140,7 @@ func answer(a rollout.Assignment, r *issuerv1.Request) (Answer, error) {
 	case issuerv1.RequestState_REQUEST_STATE_ISSUED:
 		leaf, err := checkChain(a, r.GetChain())
 		if err != nil {
-			return Answer{}, fault.New(fault.Permanent, rollout.ReasonChainMismatch, "the issuer's chain for %s: %w", a.RequestID(), err)
+			return Answer{}, fault.New(fault.Permanent, rollout.ReasonChainMismatch, "the issuer's chain for %s: %v", a.RequestID(), err)
 		}
 		out.Chain = r.GetChain()
 		out.Certificate = rollout.Certificate{Fingerprint: string(pki.FingerprintOf(leaf.Raw)), NotBefore: leaf.NotBefore.UTC(), NotAfter: leaf.NotAfter.UTC()}
