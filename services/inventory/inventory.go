@@ -100,17 +100,14 @@ type Deps struct {
 
 // Service is the inventory.
 type Service struct {
-	store    *store.Store
-	relay    *event.Relay
-	consumer *event.Consumer
-	watch    *watch.Watch
-	source   identity.Source
-	log      *slog.Logger
-	now      func() time.Time
+	store     *store.Store
+	relay     *event.Relay
+	consumers []*event.Consumer
+	watch     *watch.Watch
+	source    identity.Source
+	log       *slog.Logger
+	now       func() time.Time
 }
-
-// durable is the name under which the broker remembers what the inventory has received.
-const durable = "inventory"
 
 // New opens the database and makes the service; Run starts it.
 func New(ctx context.Context, c Config, d Deps) (*Service, error) {
@@ -143,11 +140,16 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 	if err != nil {
 		return nil, err
 	}
-	consumer, err := event.NewConsumer(event.ConsumerConfig{
-		DB: st.DB(), JS: js, Durable: durable, Filter: intake.Filter(), Handle: intake.Intake{Store: st, Log: d.Log}.Handle, Log: d.Log,
-	})
-	if err != nil {
-		return nil, err
+	var consumers []*event.Consumer
+	// A fleet that scans must not hold up what the other services tell: observations are consumed apart.
+	for durable, filter := range map[string][]string{"inventory-facts": intake.Facts(), "inventory-observations": intake.Observations()} {
+		consumer, err := event.NewConsumer(event.ConsumerConfig{
+			DB: st.DB(), JS: js, Durable: durable, Filter: filter, Handle: intake.Intake{Store: st, Log: d.Log}.Handle, Log: d.Log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		consumers = append(consumers, consumer)
 	}
 	f := c.Findings.withDefaults()
 	w, err := watch.New(watch.Config{
@@ -157,7 +159,7 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 	if err != nil {
 		return nil, err
 	}
-	return &Service{store: st, relay: relay, consumer: consumer, watch: w, source: d.Source, log: d.Log, now: d.Now}, nil
+	return &Service{store: st, relay: relay, consumers: consumers, watch: w, source: d.Source, log: d.Log, now: d.Now}, nil
 }
 
 // Methods gives each gRPC method the roles that may call it.
@@ -180,7 +182,9 @@ func (s *Service) Run(ctx context.Context) error {
 	}
 	g, ctx := errgroup.WithContext(identity.WithCaller(ctx, self))
 	g.Go(func() error { return s.relay.Run(ctx) })
-	g.Go(func() error { return s.consumer.Run(ctx) })
+	for _, c := range s.consumers {
+		g.Go(func() error { return c.Run(ctx) })
+	}
 	g.Go(func() error { return s.watch.Run(ctx) })
 	return g.Wait()
 }

@@ -167,7 +167,7 @@ func (l *lab) await(want ...string) {
 	})
 }
 
-// record collects what the service publishes.
+// record collects what the service publishes. What was published, but not noted before a stop, comes twice.
 func (l *lab) record() func() []*eventv1.Event {
 	l.t.Helper()
 	var mu sync.Mutex
@@ -179,7 +179,11 @@ func (l *lab) record() func() []*eventv1.Event {
 		}
 		mu.Lock()
 		defer mu.Unlock()
-		all = append(all, b.GetEvents()...)
+		for _, e := range b.GetEvents() {
+			if !slices.ContainsFunc(all, func(o *eventv1.Event) bool { return o.GetId() == e.GetId() }) {
+				all = append(all, e)
+			}
+		}
 	})
 	if err != nil {
 		l.t.Fatal(err)

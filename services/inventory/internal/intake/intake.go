@@ -19,10 +19,11 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// Filter lists the subjects to be consumed.
-func Filter() []string {
-	return []string{event.FactsOf("issuer"), event.FactsOf("deployer"), event.ObservationsOf("deployer")}
-}
+// Facts lists the subjects of what others did.
+func Facts() []string { return []string{event.FactsOf("issuer"), event.FactsOf("deployer")} }
+
+// Observations lists the subjects of what hosts see.
+func Observations() []string { return []string{event.ObservationsOf("deployer")} }
 
 // Intake projects events.
 type Intake struct {

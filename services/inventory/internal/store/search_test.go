@@ -288,3 +288,31 @@ func BenchmarkLists(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkObservations: what one host costs. Heartbeats come from each host every minute, scans a few times a day.
+func BenchmarkObservations(b *testing.B) {
+	for driver, c := range map[string]func(testing.TB) db.Config{db.SQLite: servicetest.SQLite, db.Postgres: servicetest.Postgres} {
+		b.Run(driver, func(b *testing.B) {
+			f := open(b, c(b))
+			ca := certtest.NewCA(b, "Root")
+			var seen []catalog.Seen
+			for i := range 50 {
+				cert := ca.Issue(certtest.Leaf{Names: []string{fmt.Sprintf("n%d.example.com", i)}, From: born, To: born.Add(90 * day)})
+				seen = append(seen, at(catalog.Listener, fmt.Sprintf("127.0.0.1:%d", 1000+i), cert))
+			}
+			f.observe("web-1", "s", true, seen...)
+			b.Run("heartbeat", func(b *testing.B) {
+				for b.Loop() {
+					f.clock = f.clock.Add(time.Minute)
+					f.observe("web-1", "", false)
+				}
+			})
+			b.Run("scan of 50", func(b *testing.B) {
+				for b.Loop() {
+					f.clock = f.clock.Add(time.Minute)
+					f.observe("web-1", fmt.Sprint(f.clock.Unix()), true, seen...)
+				}
+			})
+		})
+	}
+}
