@@ -1,0 +1,354 @@
+package callers
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionpb "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	_ "google.golang.org/grpc/reflection/grpc_reflection_v1alpha" // its messages
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/reflect/protodesc"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/reflect/protoregistry"
+	"google.golang.org/protobuf/types/descriptorpb"
+	"google.golang.org/protobuf/types/dynamicpb"
+
+	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
+	_ "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1" // its messages
+	_ "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"    // its messages
+	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+)
+
+// TestCallers makes every call there is as every kind of caller.
+func TestCallers(t *testing.T) {
+	s := newSite(t)
+	s.gather(t)
+	t.Run("methods", func(t *testing.T) { served(t, s) })
+	t.Run("table", func(t *testing.T) {
+		for n, caller := range callers {
+			t.Run(caller, func(t *testing.T) {
+				t.Parallel()
+				conn := s.dial(t, s.callers[caller])
+				for method, row := range table {
+					s.call(t, conn, caller, method, letters(row)[n])
+				}
+			})
+		}
+	})
+	t.Run("agents", func(t *testing.T) { agents(t, s) })
+	t.Run("records", func(t *testing.T) {
+		// What each service records last is the sign that the log has it all.
+		last, done := s.dial(t, nil), map[string]bool{}
+		for method, row := range table {
+			if api, _, _ := strings.Cut(method, "/"); !done[api] && letters(row)[0] == 'N' {
+				s.call(t, last, "nobody", method, 'N')
+				done[api] = true
+			}
+		}
+		s.checkRecords(t)
+	})
+}
+
+// TestTable holds the table to its own form.
+func TestTable(t *testing.T) {
+	roles := append([]identity.Role{identity.RoleOperator}, identity.Services...)
+	for _, role := range roles {
+		if !slices.Contains(callers, string(role)) {
+			t.Errorf("the role %s is no caller", role)
+		}
+	}
+	used := map[rune]bool{}
+	for method, row := range table {
+		if n := len(letters(row)); n != len(callers) {
+			t.Errorf("%s: %d answers for %d callers", method, n, len(callers))
+		}
+		for _, letter := range letters(row) {
+			if _, known := answers[letter]; !known {
+				t.Errorf("%s: the answer %c is not explained", method, letter)
+			}
+			used[letter] = true
+		}
+		api, _, _ := strings.Cut(method, "/")
+		if recorders[api] == "" {
+			t.Errorf("%s: nobody records its refusals", api)
+		}
+	}
+	for letter := range answers {
+		if !used[letter] {
+			t.Errorf("the answer %c is given to nobody", letter)
+		}
+	}
+}
+
+func letters(row string) []rune { return []rune(strings.ReplaceAll(row, " ", "")) }
+
+// gather makes all callers. The streams that some had open end with their standing.
+func (s *site) gather(t *testing.T) {
+	t.Helper()
+	foreign, forged := s.domainOf(t, "other.example"), s.domainOf(t, domain)
+	var mu sync.Mutex
+	t.Run("identities", func(t *testing.T) {
+		take := func(caller, who, dir string, more ...string) {
+			t.Run(caller, func(t *testing.T) {
+				t.Parallel()
+				cert := s.issue(t, who, dir, more...)
+				mu.Lock()
+				defer mu.Unlock()
+				s.callers[caller] = cert
+			})
+		}
+		take("foreign", "operator/admin", foreign)
+		take("forged", "operator/admin", forged)
+		take("expired", "operator/admin", "", "--ttl", "1s")
+		take("broker", "service/nats", "")
+		take("operator", "operator/alice", "")
+		for _, service := range []string{"inventory", "issuer", "deployer", "audit"} {
+			take(service, "service/"+service, "")
+		}
+	})
+	for _, host := range []string{"alpha", "beta", "locked", "removed", "rekeyed"} {
+		a := s.enrol(t, host)
+		s.callers[host] = a.cert
+		switch host {
+		case "alpha":
+			s.give(t, a)
+		case "locked":
+			s.loses(t, a, 'L', func() {
+				ok(s.deployer.LockAgent(t.Context(), &deployerv1.LockAgentRequest{Host: host, Reason: "stolen"}))(t)
+			})
+		case "removed":
+			s.loses(t, a, 'G', func() {
+				ok(s.deployer.RemoveAgent(t.Context(), &deployerv1.RemoveAgentRequest{Host: host, Reason: "sold"}))(t)
+			})
+		case "rekeyed":
+			s.loses(t, a, 'K', func() {
+				key := newKey(t)
+				got := ok(a.RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: request(t, key, x509.CertificateRequest{})}))(t)
+				// The new key takes over at its first use.
+				ok(s.agent(t, host, key, got.GetGrant()).ReportObservation(t.Context(), &agentv1.ReportObservationRequest{}))(t)
+			})
+		}
+	}
+	expires := ok(x509.ParseCertificate(s.callers["expired"].Certificate[0]))(t).NotAfter
+	s.await(t, "a certificate to end", func() error {
+		if !time.Now().After(expires) {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	for _, caller := range callers {
+		if _, made := s.callers[caller]; !made {
+			t.Fatalf("nobody is %s", caller)
+		}
+	}
+}
+
+// give lets alpha have an assignment, and a challenge that it never answers.
+func (s *site) give(t *testing.T, alpha *agent) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	stream := alpha.subscribe(ctx, t, &agentv1.SubscribeRequest{})
+	s.assignment = stream.assigned(t, "desk", func(*agentv1.Assignment) bool { return true }).GetId()
+	shop := stream.assigned(t, "shop", func(*agentv1.Assignment) bool { return true })
+	ok(alpha.SubmitCSR(t.Context(), &agentv1.SubmitCSRRequest{
+		Assignment: shop.GetId(), Generation: shop.GetGeneration(), Attempt: shop.GetAttempt(),
+		Csr: request(t, newKey(t), x509.CertificateRequest{DNSNames: []string{"shop.example.com"}}),
+	}))(t)
+	stream.until(t, "a challenge", func() bool {
+		for s.challenge = range stream.challenges {
+			return true
+		}
+		return false
+	})
+}
+
+// soon is how long a stream may outlive its agent's standing.
+const soon = 6 * time.Second
+
+// loses wants an open stream of the agent to end, with the answer, within seconds of what happens.
+func (s *site) loses(t *testing.T, a *agent, letter rune, happens func()) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ctx, id := named(ctx)
+	stream := a.subscribe(ctx, t, &agentv1.SubscribeRequest{})
+	ok(stream.Recv())(t)
+	happens()
+	began := time.Now()
+	var err error
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	what := "the stream of the agent that is " + a.host
+	s.judge(t, what, id, a.host, "sallyport.agent.v1.AgentService/Subscribe", letter, err)
+	if took := time.Since(began); took > soon {
+		t.Errorf("%s has gone on for %s", what, took)
+	}
+}
+
+// call makes one call and judges the answer.
+func (s *site) call(t *testing.T, conn *grpc.ClientConn, caller, method string, letter rune) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	ctx, id := named(ctx)
+	// On the wire every call is a stream.
+	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, "/"+method)
+	if err == nil {
+		err = ask(stream, s.request(method), output(method))
+	}
+	s.judge(t, method+" as "+caller, id, caller, method, letter, err)
+}
+
+// ask sends one request and reads one answer.
+func ask(stream grpc.ClientStream, req, resp proto.Message) error {
+	if err := stream.SendMsg(req); err != nil && !errors.Is(err, io.EOF) { // EOF: what is wrong is told by RecvMsg
+		return err
+	}
+	if err := stream.CloseSend(); err != nil {
+		return err
+	}
+	if err := stream.RecvMsg(resp); !errors.Is(err, io.EOF) {
+		return err
+	}
+	return nil
+}
+
+// judge holds an answer against its letter, and remembers a refusal that must have its record.
+func (s *site) judge(t *testing.T, what, id, caller, method string, letter rune, err error) {
+	t.Helper()
+	want := answers[letter]
+	if want.code == codes.OK {
+		switch status.Code(err) {
+		case codes.OK, codes.InvalidArgument, codes.NotFound, codes.Aborted, codes.FailedPrecondition:
+		default:
+			t.Errorf("%s: want it to be let in, got %v", what, err)
+		}
+		return
+	}
+	if f := fault.Of(err); f == nil || status.Code(err) != want.code || f.Reason != want.reason {
+		t.Errorf("%s: want %s %s, got %v", what, want.code, want.reason, err)
+	}
+	api, _, _ := strings.Cut(method, "/")
+	r := refusal{what: what, kind: recorders[api] + ".call.denied", subject: "methods/" + method, actor: actor(caller), reason: want.reason}
+	switch letter {
+	case 'A':
+		r.subject, r.reason = "assignments/"+s.assignment, want.record
+	case 'H':
+		r.subject, r.reason = "challenges/"+s.challenge, want.record
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused[id] = r
+}
+
+// actor is who a caller is in a record. Whose certificate is no good is nobody.
+func actor(caller string) string {
+	switch caller {
+	case "nobody", "foreign", "forged", "expired", "broker":
+		return "anonymous"
+	case "operator":
+		return "spiffe://" + domain + "/operator/alice"
+	case "inventory", "issuer", "deployer", "audit":
+		return "spiffe://" + domain + "/service/" + caller
+	}
+	return "spiffe://" + domain + "/agent/" + caller
+}
+
+// request is an empty one, but where one must be about what is alpha's. None of them changes anything.
+func (s *site) request(method string) proto.Message {
+	switch method {
+	case "sallyport.agent.v1.AgentService/SubmitCSR": // too late for any attempt
+		return &agentv1.SubmitCSRRequest{Assignment: s.assignment, Generation: 1000, Attempt: 1, Csr: []byte("none")}
+	case "sallyport.agent.v1.AgentService/ReportAssignment":
+		return &agentv1.ReportAssignmentRequest{ReportId: "table", Assignment: s.assignment, Generation: 1000, Attempt: 1, Outcome: agentv1.Outcome_OUTCOME_SERVED}
+	case "sallyport.agent.v1.AgentService/ReportChallenge":
+		return &agentv1.ReportChallengeRequest{Challenge: s.challenge, Message: "never"}
+	}
+	return dynamicpb.NewMessage(described(method).Input())
+}
+
+func output(method string) proto.Message { return dynamicpb.NewMessage(described(method).Output()) }
+
+func described(method string) protoreflect.MethodDescriptor {
+	d, err := protoregistry.GlobalFiles.FindDescriptorByName(protoreflect.FullName(strings.ReplaceAll(method, "/", ".")))
+	if err != nil {
+		panic(fmt.Sprintf("%s: %v", method, err)) // the table has a method that no proto has
+	}
+	return d.(protoreflect.MethodDescriptor)
+}
+
+// served compares the table with the methods that the server says it has, and with all the protos.
+func served(t *testing.T, s *site) {
+	conn := s.dial(t, s.callers["operator"])
+	ok(healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}))(t)
+	stream := ok(reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context()))(t)
+	ask := func(req *reflectionpb.ServerReflectionRequest) *reflectionpb.ServerReflectionResponse {
+		must(t, stream.Send(req))
+		return ok(stream.Recv())(t)
+	}
+	there := map[string]bool{}
+	apis := map[string]bool{}
+	list := ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+	for _, service := range list.GetListServicesResponse().GetService() {
+		apis[service.GetName()] = true
+		file := ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: service.GetName()}})
+		for _, raw := range file.GetFileDescriptorResponse().GetFileDescriptorProto() {
+			for _, method := range methods(t, raw, service.GetName()) {
+				there[method] = true
+			}
+		}
+	}
+	for method := range there {
+		if table[method] == "" {
+			t.Errorf("%s is served and not in the table", method)
+		}
+	}
+	for method := range table {
+		if !there[method] {
+			t.Errorf("%s is in the table and not served", method)
+		}
+	}
+	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
+		for i := range f.Services().Len() {
+			if name := f.Services().Get(i).FullName(); f.Package().Parent() != "" && strings.HasPrefix(string(name), "sallyport.") && !apis[string(name)] {
+				t.Errorf("%s is served by nobody", name)
+			}
+		}
+		return true
+	})
+	t.Logf("%d methods of %d services, %d callers", len(there), len(apis), len(callers))
+}
+
+// methods are those of the service in a file that the server has described.
+func methods(t *testing.T, raw []byte, service string) []string {
+	t.Helper()
+	file := &descriptorpb.FileDescriptorProto{}
+	must(t, proto.Unmarshal(raw, file))
+	d := ok(protodesc.FileOptions{AllowUnresolvable: true}.New(file, nil))(t)
+	var all []string
+	for i := range d.Services().Len() {
+		of := d.Services().Get(i)
+		for j := range of.Methods().Len() {
+			if string(of.FullName()) == service {
+				all = append(all, service+"/"+string(of.Methods().Get(j).Name()))
+			}
+		}
+	}
+	return all
+}
