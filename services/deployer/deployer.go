@@ -90,7 +90,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 	if td := deps.AgentCA.TrustDomain(); !svid.ID.MemberOf(td) {
 		return nil, fmt.Errorf("the authority for agents is of trust domain %q, the service's own SVID is %s: give the authority of the same trust domain", td.Name(), svid.ID)
 	}
-	s := &Service{cfg: cfg, deps: deps, self: self, standing: fleet.NewStanding(), lookups: rate.NewLimiter(100, 200)}
+	s := &Service{cfg: cfg, deps: deps, self: self, standing: fleet.NewStanding(time.Now), lookups: rate.NewLimiter(100, 200)}
 	if err := s.build(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

@@ -148,7 +148,10 @@ func TestRenewIdentity(t *testing.T) {
 	h.connect(resp.GetGrant(), next)
 	h.subscribe(nil).cancel()
 	eventually(t, "the new key took over", func() bool { return len(b.events.of("deployer.agent.key_changed")) == 1 })
-	_, err = old.client.ReportObservation(b.ctx, &agentv1.ReportObservationRequest{Info: info})
+	eventually(t, "the old key is refused", func() bool {
+		_, err = old.client.ReportObservation(b.ctx, &agentv1.ReportObservationRequest{Info: info})
+		return err != nil
+	})
 	wantFault(t, err, fault.Denied, "KEY_UNKNOWN")
 	_, err = h.client.RenewIdentity(b.ctx, &agentv1.RenewIdentityRequest{Csr: []byte("no")})
 	wantField(t, err, "csr")

@@ -244,7 +244,8 @@ func TestReturn(t *testing.T) {
 }
 
 func TestStanding(t *testing.T) {
-	s := NewStanding()
+	clock := noon
+	s := NewStanding(func() time.Time { return clock })
 	caller := func(key string) identity.Caller {
 		return identity.Caller{Role: identity.RoleAgent, Name: "web-1", Key: key}
 	}
@@ -267,14 +268,28 @@ func TestStanding(t *testing.T) {
 	if s.Pending(caller("k1")) || !s.Pending(caller("k2")) {
 		t.Error("which key is pending")
 	}
+	a.Key, a.Pending, a.Changed = Key{Hash: "k2"}, Key{}, noon.Add(2)
+	s.Update([]Agent{a})
+	want("the key before, at first", "k1", "")
+	want("the key that took over", "k2", "")
+	a.Pending, a.Changed = Key{Hash: "k3"}, noon.Add(3)
+	s.Update([]Agent{a})
+	want("the key before, another pending", "k1", "")
+	clock = noon.Add(retireAfter)
+	want("the key before, later", "k1", ReasonKeyUnknown)
+	clock = noon
 	locked := a
-	locked.State, locked.Changed = Locked, noon.Add(2)
+	locked.State, locked.Changed = Locked, noon.Add(4)
 	s.Update([]Agent{locked})
 	s.Update([]Agent{a}) // read before, told after
 	want("locked", "k1", ReasonAgentLocked)
-	removed := Agent{Host: "web-1", State: Removed, Changed: noon.Add(3)}
+	removed := Agent{Host: "web-1", State: Removed, Changed: noon.Add(5)}
 	s.Update([]Agent{removed})
 	want("removed", "k1", ReasonAgentUnknown)
+	s.Update([]Agent{{Host: "web-1", State: Enrolled, Key: Key{Hash: "k9"}, Changed: noon.Add(6)}})
+	want("enrolled anew", "k9", "")
+	want("enrolled anew, the keys of before", "k1", ReasonKeyUnknown)
+	want("enrolled anew, the keys of before", "k2", ReasonKeyUnknown)
 	if err := s.Check(identity.Caller{Role: identity.RoleOperator, Name: "web-1"}); err != nil {
 		t.Errorf("an operator is no agent: %v", err)
 	}

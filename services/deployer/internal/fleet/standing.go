@@ -8,8 +8,13 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/identity"
 )
 
+// retireAfter is how long a key that was replaced by its successor is still taken: calls under way with it end in peace.
+const retireAfter = 5 * time.Second
+
 // Standing answers from memory whether an agent may call. It is kept up to date by whoever follows the store.
 type Standing struct {
+	now func() time.Time
+
 	mu     sync.RWMutex
 	agents map[string]standing
 }
@@ -17,21 +22,33 @@ type Standing struct {
 type standing struct {
 	state        State
 	key, pending string
+	retired      string // the key before, until its time is over
+	retires      time.Time
 	changed      time.Time
 }
 
-// NewStanding knows nobody.
-func NewStanding() *Standing { return &Standing{agents: map[string]standing{}} }
+// NewStanding knows nobody. now must go forward evenly: it is the machine's own clock.
+func NewStanding(now func() time.Time) *Standing {
+	return &Standing{now: now, agents: map[string]standing{}}
+}
 
 // Update takes over how agents stand; what is older than what is known is left out.
 func (s *Standing) Update(agents []Agent) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range agents {
-		if a.Changed.Before(s.agents[a.Host].changed) {
+		was := s.agents[a.Host]
+		if a.Changed.Before(was.changed) {
 			continue
 		}
-		s.agents[a.Host] = standing{state: a.State, key: a.Key.Hash, pending: a.Pending.Hash, changed: a.Changed}
+		is := standing{state: a.State, key: a.Key.Hash, pending: a.Pending.Hash, retired: was.retired, retires: was.retires, changed: a.Changed}
+		switch {
+		case a.State != Enrolled:
+			is.retired = ""
+		case was.pending != "" && was.pending == is.key && was.key != is.key:
+			is.retired, is.retires = was.key, s.now().Add(retireAfter)
+		}
+		s.agents[a.Host] = is
 	}
 }
 
@@ -48,10 +65,12 @@ func (s *Standing) Check(c identity.Caller) error {
 		return fault.New(fault.Denied, ReasonAgentUnknown, "no agent %q is enrolled: enrol again with a join token", c.Name)
 	case a.state == Locked:
 		return locked()
-	case c.Key == "" || c.Key != a.key && c.Key != a.pending:
-		return fault.New(fault.Denied, ReasonKeyUnknown, "this key is no longer the agent's: another one has taken its place")
+	case c.Key != "" && (c.Key == a.key || c.Key == a.pending):
+		return nil
+	case c.Key != "" && c.Key == a.retired && s.now().Before(a.retires):
+		return nil
 	}
-	return nil
+	return fault.New(fault.Denied, ReasonKeyUnknown, "this key is no longer the agent's: another one has taken its place")
 }
 
 // Pending says whether the caller uses a key whose first use this is.

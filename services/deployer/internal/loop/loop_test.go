@@ -64,7 +64,7 @@ func setUp(t *testing.T, perSecond float64) *fixture {
 			t.Error(err)
 		}
 	})
-	f.Loops, err = New(Config{Store: s, Peers: peer.New(nobody{}, nobody{}), Hub: session.NewHub(), Streams: session.NewStreams(1), Standing: fleet.NewStanding(),
+	f.Loops, err = New(Config{Store: s, Peers: peer.New(nobody{}, nobody{}), Hub: session.NewHub(), Streams: session.NewStreams(1), Standing: fleet.NewStanding(time.Now),
 		Hints: NewHints(), Replica: "r", RenewalsPerSecond: perSecond, AskEvery: time.Second, CheckEvery: time.Hour, Now: f.now, Log: servicetest.Log(t)})
 	if err != nil {
 		t.Fatal(err)

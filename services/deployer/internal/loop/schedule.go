@@ -19,6 +19,7 @@ const (
 	redecidePart  = 500
 	pruneEach     = time.Hour
 	keepChallenge = 7 * 24 * time.Hour
+	keepWindow    = 90 * 24 * time.Hour
 	checkRetry    = time.Minute
 )
 
@@ -82,6 +83,7 @@ func (s *schedule) pass(ctx context.Context) {
 	if now.After(s.prune) {
 		s.prune = now.Add(pruneEach)
 		s.trouble(ctx, "forgetting old challenges", s.Store.PruneChallenges(ctx, s.Now().Add(-keepChallenge)))
+		s.trouble(ctx, "forgetting old advice", s.Store.PruneWindows(ctx, s.Now().Add(-keepWindow)))
 	}
 }
 

@@ -620,6 +620,13 @@ func TestRenewals(t *testing.T) {
 			t.Fatalf("due: %+v", due)
 		}
 		f.happened("assignment.renewal_decided", 1)
+		f.advance(time.Second)
+		f.must(f.PruneWindows(ctx, f.now())) // it is in use
+		_, err = f.Redecide(ctx, "", 10)
+		f.must(err)
+		if d, err := f.DueRenewals(ctx, 10); err != nil || len(d) != 1 {
+			t.Fatalf("the advice is forgotten: %+v %v", d, err)
+		}
 		f.must(f.BeginRenewal(ctx, due[0]))
 		f.must(f.BeginRenewal(ctx, due[0])) // by another replica
 		a = f.is("shop", rollout.Assigned)

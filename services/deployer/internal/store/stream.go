@@ -193,6 +193,14 @@ func (s *Store) PruneChallenges(ctx context.Context, before time.Time) error {
 	})
 }
 
+// PruneWindows forgets the CA's advice about certificates that nobody is assigned any more, if it is older than that.
+func (s *Store) PruneWindows(ctx context.Context, before time.Time) error {
+	return s.write(ctx, func(ctx context.Context, t *txn) error {
+		_, err := t.Exec(ctx, `DELETE FROM renewal_window WHERE updated < $1 AND fingerprint NOT IN (SELECT fingerprint FROM assignment)`, db.FromTime(before))
+		return err
+	})
+}
+
 func (t *txn) prunable(ctx context.Context, before time.Time) (map[string]int64, error) {
 	rows, err := t.Query(ctx, `SELECT host, max(revision) FROM challenge WHERE withdrawn AND created < $1 GROUP BY host`, db.FromTime(before))
 	if err != nil {
