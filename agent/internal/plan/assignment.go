@@ -98,7 +98,7 @@ const (
 // if none was made; until is when to decide again, zero for when something
 // changes.
 func Decide(a Assignment, last *apply.Report, now time.Time) (step Step, until time.Time) {
-	over := last != nil && last.Generation == a.Generation && last.Attempt == a.Attempt
+	over := last != nil && last.Generation == a.Generation && last.Attempt == a.Attempt && !setBack(a, last)
 	switch {
 	case over && len(a.Chain) > 0 && (last.Outcome == apply.Served || last.Outcome == apply.Installed || last.Outcome == apply.Drifted):
 		return Watch, time.Time{}
@@ -112,6 +112,12 @@ func Decide(a Assignment, last *apply.Report, now time.Time) (step Step, until t
 		return HoldKey, time.Time{}
 	}
 	return SubmitCSR, time.Time{}
+}
+
+// setBack says whether the server asks for an attempt anew that it has had a
+// certificate for: it was restored from a backup and knows nothing of it.
+func setBack(a Assignment, last *apply.Report) bool {
+	return last.Fingerprint != "" && (len(a.Chain) == 0 || last.Fingerprint != pki.FingerprintOf(a.Chain[0].Raw))
 }
 
 // Again says whether the same certificate is to be installed once more, however

@@ -44,6 +44,11 @@ func TestDecide(t *testing.T) {
 	report := func(generation int64, attempt int32, o apply.Outcome) *apply.Report {
 		return &apply.Report{Job: apply.Job{Assignment: "a", Generation: generation, Attempt: attempt}, Outcome: o}
 	}
+	about := func(f pki.Fingerprint, r *apply.Report) *apply.Report {
+		r.Fingerprint = f
+		return r
+	}
+	this := pki.FingerprintOf(chain[0].Raw)
 	for i, c := range []struct {
 		chain, csr bool
 		notBefore  time.Time
@@ -73,6 +78,14 @@ func TestDecide(t *testing.T) {
 		{chain: true, last: report(3, 1, apply.TakenBack), step: Install},
 		{chain: true, last: report(3, 1, apply.Served), step: Install},
 		{chain: true, last: report(4, 1, apply.Served), step: Install},
+		// About a certificate of this very attempt.
+		{chain: true, last: about(this, report(3, 2, apply.Served)), step: Watch},
+		{chain: true, last: about(this, report(3, 2, apply.TakenBack)), step: Wait},
+		// The server was set back.
+		{last: about(this, report(3, 2, apply.Served)), step: SubmitCSR},
+		{last: about(this, report(3, 2, apply.TakenBack)), step: SubmitCSR},
+		{csr: true, last: about(this, report(3, 2, apply.Served)), step: HoldKey},
+		{chain: true, last: about("another", report(3, 2, apply.Served)), step: Install},
 	} {
 		a := Assignment{Job: apply.Job{Assignment: "a", Generation: 3, Attempt: 2}, CSRReceived: c.csr, NotBefore: c.notBefore}
 		if c.chain {
