@@ -35,7 +35,8 @@ func openSQLite(ctx context.Context, d *DB, path string, migrations fs.FS, servi
 	if err := checkFile(abs); err != nil {
 		return err
 	}
-	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(67108864)"}, "_dqs": {"0"}}
+	// Temporary data stays in memory: a service may have no folder to write to but its own.
+	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(67108864)", "temp_store(memory)"}, "_dqs": {"0"}}
 	if d.writes, err = sql.Open("sqlite", dsn(abs, pragmas)); err != nil {
 		return err
 	}
@@ -46,7 +47,7 @@ func openSQLite(ctx context.Context, d *DB, path string, migrations fs.FS, servi
 	if err := migrate(ctx, d.writes, goose.DialectSQLite3, migrations, d.name); err != nil {
 		return d.classify(err)
 	}
-	pragmas = url.Values{"_pragma": {"busy_timeout(10000)", "query_only(1)"}, "_dqs": {"0"}}
+	pragmas = url.Values{"_pragma": {"busy_timeout(10000)", "query_only(1)", "temp_store(memory)"}, "_dqs": {"0"}}
 	if d.reads, err = sql.Open("sqlite", dsn(abs, pragmas)); err != nil {
 		return err
 	}
