@@ -99,6 +99,11 @@ cross: ## The agent builds for linux/arm64 and windows/amd64
 fuzz: ## Run every fuzz target for FUZZTIME (default 10s each)
 	@scripts/fuzz $(FUZZTIME)
 
+.PHONY: bench
+bench: build ## Measure beside floors, about 3 minutes on an idle machine (BENCH=-h lists what can be set)
+	@$(GOBUILD) -o bin/sallyport-bench ./tests/bench
+	@bin/sallyport-bench $(BENCH)
+
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities (needs the Go vulnerability database)
 	@for m in $(MODULES); do (cd $$m && GOWORK=off go run golang.org/x/vuln/cmd/govulncheck@v1.8.0 ./...); done

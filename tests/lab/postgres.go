@@ -12,8 +12,8 @@ import (
 )
 
 // Postgres starts an empty PostgreSQL server that listens on a Unix socket alone, and gives the connection string of its
-// database.
-func (l *Lab) Postgres(ctx context.Context, id string) (string, error) {
+// database. It does not sync its files unless settings such as "fsync=on" ask for it.
+func (l *Lab) Postgres(ctx context.Context, id string, settings ...string) (string, error) {
 	bin, err := postgresBin()
 	if err != nil {
 		return "", err
@@ -45,10 +45,11 @@ func (l *Lab) Postgres(ctx context.Context, id string) (string, error) {
 	if made.Code != 0 {
 		return "", fmt.Errorf("initdb: %s%s", made.Stdout, made.Stderr)
 	}
-	server, err := l.Start(Command{
-		Name: id, Path: filepath.Join(bin, "postgres"), UID: uid, Dir: dir,
-		Args: []string{"-D", data, "-k", dir, "-c", "listen_addresses=", "-c", "fsync=off", "-c", "max_connections=200", "-c", "shared_buffers=32MB"},
-	})
+	args := []string{"-D", data, "-k", dir}
+	for _, s := range append([]string{"listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=32MB"}, settings...) {
+		args = append(args, "-c", s)
+	}
+	server, err := l.Start(Command{Name: id, Path: filepath.Join(bin, "postgres"), UID: uid, Dir: dir, Args: args})
 	if err != nil {
 		return "", err
 	}

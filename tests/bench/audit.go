@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/transparency-dev/tessera"
+	"github.com/transparency-dev/tessera/api"
+	"github.com/transparency-dev/tessera/client"
+	"github.com/transparency-dev/tessera/storage/posix"
+	"golang.org/x/mod/sumdb/note"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/services/audit"
+)
+
+const (
+	perMessage = 512 // events, as many as a relay packs when it is behind
+	// Those of services/audit/internal/ledger.
+	tesseraBatch    = 1024
+	tesseraAge      = 5 * time.Millisecond
+	tesseraPushback = 4 * tesseraBatch
+	checkpointEvery = 200 * time.Millisecond
+)
+
+// audit compares records a second: the audit service, from JetStream messages to a published checkpoint and a searchable index,
+// and Tessera alone, with the same records, settings and disk. Then it verifies the log.
+func (b *bench) audit(ctx context.Context) error {
+	var ours, bares, verified, ratios []float64
+	var oursCPU, bareCPU time.Duration // of all rounds
+	for round := range b.rounds {
+		dir := filepath.Join(b.Dir, strconv.Itoa(round))
+		rate, spent, verifier, err := auditService(ctx, dir, b.records)
+		if err != nil {
+			return fmt.Errorf("the audit service: %w", err)
+		}
+		log := filepath.Join(dir, "log", "log")
+		records, err := readLog(ctx, log, b.records)
+		if err != nil {
+			return err
+		}
+		oursCPU += spent
+		before := ownCPU()
+		bare, err := bareTessera(ctx, filepath.Join(dir, "bare"), records)
+		if err != nil {
+			return fmt.Errorf("bare Tessera: %w", err)
+		}
+		bareCPU += ownCPU() - before
+		begun := time.Now()
+		report, err := auditlog.VerifyDir(ctx, log, auditlog.Options{Key: verifier})
+		if err != nil {
+			return err
+		}
+		verified = append(verified, float64(report.Records)/time.Since(begun).Seconds())
+		if report.Records < uint64(b.records) {
+			return fmt.Errorf("%d records verified, %d were sent", report.Records, b.records)
+		}
+		ours, bares, ratios = append(ours, rate), append(bares, bare), append(ratios, rate/bare)
+		if err := os.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	fmt.Printf("\nAudit log: %d records of issued certificates, %d rounds of each, alternating\n", b.records, b.rounds)
+	fmt.Printf("  %-52s %10.0f records/s\n", "bare Tessera, same records and settings", middle(bares))
+	fmt.Printf("  %-52s %10.0f records/s\n", "audit service: JetStream, canonical JSON, log, index", middle(ours))
+	fmt.Printf("  audit : Tessera = %.0f %%, by CPU %.0f %% (%.3f and %.3f CPU s/1000)\n", 100*middle(ratios), 100*bareCPU.Seconds()/oursCPU.Seconds(),
+		1000*oursCPU.Seconds()/float64(b.records*b.rounds), 1000*bareCPU.Seconds()/float64(b.records*b.rounds))
+	fmt.Printf("  %-52s %10.0f records/s\n", "verification of the log: every record, tile, signature", middle(verified))
+	return nil
+}
+
+// issuedEvents are messages as the issuer's relay sends them.
+func issuedEvents(n int) ([][]byte, error) {
+	sign, err := newSigner()
+	if err != nil {
+		return nil, err
+	}
+	all, err := wishes()
+	if err != nil {
+		return nil, err
+	}
+	var messages [][]byte
+	var batch eventv1.EventBatch
+	for i := range n {
+		w := all[i%len(all)]
+		if i < len(all) { // one certificate in the place of the CSR for each identity does: signing is not what is measured
+			der, err := sign.issue(w.GetCsr())
+			if err != nil {
+				return nil, err
+			}
+			w.Csr = der
+		}
+		id, err := uuid.NewV7()
+		if err != nil {
+			return nil, err
+		}
+		request := fmt.Sprintf("bench-%d", i)
+		batch.Events = append(batch.Events, &eventv1.Event{
+			Id: id.String(), Time: timestamppb.Now(), Type: "issuer.request.issued", Subject: "requests/" + request, Result: eventv1.Result_RESULT_SUCCEEDED,
+			Actor: "spiffe://bench.test/service/deployer", TraceId: "0123456789abcdef0123456789abcdef", RequestId: "0123456789abcdef0123456789abcdef",
+			Facts: map[string]string{
+				"identity": w.GetIdentity(), "profile": "bench", "authority": "bench", "names": w.GetNames().GetDns()[0], "state": "issued",
+				"fingerprint": fmt.Sprintf("%064x", i), "serial": fmt.Sprintf("%032x", i), "spki": fmt.Sprintf("%064x", i+n),
+				"not_before": "2026-11-21T00:00:00Z", "not_after": "2027-02-19T00:00:00Z",
+			},
+			Payload: &eventv1.Event_RequestIssued{RequestIssued: &eventv1.RequestIssued{
+				RequestId: request, Identity: w.GetIdentity(), Profile: "bench", Authority: "bench", Chain: [][]byte{w.GetCsr(), sign.ca.Raw},
+			}},
+		})
+		if len(batch.GetEvents()) == perMessage || i == n-1 || proto.Size(&batch) > 480<<10 {
+			data, err := proto.Marshal(&batch)
+			if err != nil {
+				return nil, err
+			}
+			messages = append(messages, data)
+			batch.Events = nil
+		}
+	}
+	return messages, nil
+}
+
+// auditService gives the rate at which the service takes what waits at JetStream into its log, the processor time that took, and
+// the log's key.
+func auditService(ctx context.Context, dir string, n int) (rate float64, cpu time.Duration, verifier string, err error) {
+	messages, err := issuedEvents(n)
+	if err != nil {
+		return 0, 0, "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return 0, 0, "", err
+	}
+	broker, err := server.NewServer(&server.Options{ServerName: "bench", DontListen: true, JetStream: true, StoreDir: filepath.Join(dir, "nats"), SyncAlways: true, NoSigs: true, NoLog: true})
+	if err != nil {
+		return 0, 0, "", err
+	}
+	broker.Start()
+	defer func() { broker.Shutdown(); broker.WaitForShutdown() }()
+	if !broker.ReadyForConnections(20 * time.Second) {
+		return 0, 0, "", errors.New("the broker does not get ready")
+	}
+	conn, err := nats.Connect("", nats.InProcessServer(broker))
+	if err != nil {
+		return 0, 0, "", err
+	}
+	defer conn.Close()
+	if err := audit.EnsureStreams(ctx, conn); err != nil {
+		return 0, 0, "", err
+	}
+	js, err := jetstream.New(conn)
+	if err != nil {
+		return 0, 0, "", err
+	}
+	for _, m := range messages {
+		if _, err := js.Publish(ctx, "sallyport.v1.issuer.facts", m); err != nil {
+			return 0, 0, "", err
+		}
+	}
+	ca, err := identity.CreateAuthority(domain, time.Now)
+	if err != nil {
+		return 0, 0, "", err
+	}
+	source, err := minted(ca, identity.ServiceID, audit.Name)
+	if err != nil {
+		return 0, 0, "", err
+	}
+	c := audit.Config{Directory: filepath.Join(dir, "log"), CheckpointInterval: config.Duration(checkpointEvery)}
+	c.Database.Driver, c.Database.DSN = "sqlite", filepath.Join(dir, "audit.db")
+	service, err := audit.New(ctx, c, audit.Deps{Source: source, NATS: conn, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))})
+	if err != nil {
+		return 0, 0, "", err
+	}
+	defer func() { err = errors.Join(err, service.Close()) }()
+	running, stop := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	begun, before := time.Now(), ownCPU()
+	go func() { done <- service.Run(running) }()
+	err = awaitLog(ctx, filepath.Join(c.Directory, "log", "checkpoint"), uint64(n))
+	took, spent := time.Since(begun), ownCPU()-before
+	stop()
+	if err = errors.Join(err, <-done); err != nil {
+		return 0, 0, "", err
+	}
+	key, err := os.ReadFile(filepath.Join(c.Directory, "verifier"))
+	return float64(n) / took.Seconds(), spent, string(key), err
+}
+
+// readLog gives the first n records of a log.
+func readLog(ctx context.Context, dir string, n int) ([][]byte, error) {
+	files := client.FileFetcher{Root: dir}
+	var records [][]byte
+	for bundle := uint64(0); len(records) < n; bundle++ {
+		var entries api.EntryBundle
+		entries, err := client.GetEntryBundle(ctx, files.ReadEntryBundle, bundle, uint64(n))
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, entries.Entries...)
+	}
+	return records[:n], nil
+}
+
+// bareTessera gives the rate at which Tessera takes the records when so many wait as it allows, until its checkpoint covers them.
+func bareTessera(ctx context.Context, dir string, records [][]byte) (float64, error) {
+	private, _, err := note.GenerateKey(rand.Reader, "bench.test/audit")
+	if err != nil {
+		return 0, err
+	}
+	sign, err := note.NewSigner(private)
+	if err != nil {
+		return 0, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	driver, err := posix.New(ctx, posix.Config{Path: dir})
+	if err != nil {
+		return 0, err
+	}
+	begun := time.Now()
+	appender, shutdown, _, err := tessera.NewAppender(ctx, driver, tessera.NewAppendOptions().
+		WithCheckpointSigner(sign).WithCheckpointInterval(checkpointEvery).WithCheckpointRepublishInterval(0).
+		WithBatching(tesseraBatch, tesseraAge).WithPushback(tesseraPushback))
+	if err != nil {
+		return 0, err
+	}
+	futures := make(chan tessera.IndexFuture, tesseraPushback-2*tesseraBatch)
+	waited := make(chan error, 1)
+	go func() {
+		var failed error
+		for f := range futures {
+			if _, err := f(); err != nil {
+				failed = err
+			}
+		}
+		waited <- failed
+	}()
+	for _, r := range records {
+		futures <- appender.Add(ctx, tessera.NewEntry(r))
+	}
+	close(futures)
+	err = <-waited
+	if err == nil {
+		err = awaitLog(ctx, filepath.Join(dir, "checkpoint"), uint64(len(records)))
+	}
+	took := time.Since(begun)
+	return float64(len(records)) / took.Seconds(), errors.Join(err, shutdown(ctx))
+}
