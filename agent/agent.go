@@ -278,9 +278,19 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, client a
 	if err != nil {
 		return nil, err
 	}
+	scanner, err := a.scanner(desired)
+	if err != nil {
+		return nil, err
+	}
+	observer, err := observe.New(observe.Config{
+		Client: client, Info: a.info, Scanner: scanner, Intervals: desired.Intervals, ScanInterval: a.cfg.Scan.Interval.Std(), Log: a.log, Now: a.now,
+	})
+	if err != nil {
+		return nil, err
+	}
 	talk, err := session.New(session.Config{
 		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log,
-		Changed: func() { worker.Wake(); responder.Wake() },
+		Changed: func() { worker.Wake(); responder.Wake(); observer.Wake() },
 	})
 	if err != nil {
 		return nil, err
@@ -292,16 +302,6 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, client a
 				Address: a.cfg.Server, Service: string(identity.RoleDeployer), Source: src, Anonymous: anonymous, Dialer: a.dialer, Now: a.now,
 			})
 		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	scanner, err := a.scanner(desired)
-	if err != nil {
-		return nil, err
-	}
-	observer, err := observe.New(observe.Config{
-		Client: client, Info: a.info, Scanner: scanner, Intervals: desired.Intervals, ScanInterval: a.cfg.Scan.Interval.Std(), Log: a.log, Now: a.now,
 	})
 	if err != nil {
 		return nil, err

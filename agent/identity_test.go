@@ -102,7 +102,7 @@ func TestEnrolmentRefused(t *testing.T) {
 }
 
 func TestRenewsItsIdentity(t *testing.T) {
-	w := newWorld(t, agenttest.Config{RenewAfter: 400 * time.Millisecond, Heartbeat: time.Second})
+	w := newWorld(t, agenttest.Config{RenewAfter: 2 * time.Second, Heartbeat: time.Second})
 	w.enrol()
 	first := w.Key("web1")
 	w.run()
@@ -119,7 +119,7 @@ func TestRenewsItsIdentity(t *testing.T) {
 // The answer to the first use of the new identity is lost: the server knows only
 // the new key from then on, and the agent must not go back.
 func TestRenewalMayBreak(t *testing.T) {
-	w := newWorld(t, agenttest.Config{RenewAfter: 500 * time.Millisecond, Heartbeat: time.Hour})
+	w := newWorld(t, agenttest.Config{RenewAfter: 2 * time.Second, Heartbeat: time.Hour})
 	w.enrol()
 	first := w.Key("web1")
 	var lost atomic.Int32
@@ -222,7 +222,7 @@ func startProxy(t *testing.T, user string) *proxy {
 }
 
 func TestThroughProxy(t *testing.T) {
-	w := newWorld(t, agenttest.Config{RenewAfter: 500 * time.Millisecond})
+	w := newWorld(t, agenttest.Config{RenewAfter: 2 * time.Second})
 	p := startProxy(t, "web1:s3cret")
 	w.cfg.Proxy = "http://" + p.address
 	w.make()

@@ -53,7 +53,8 @@ type Config struct {
 // Observer sends heartbeats and scans.
 type Observer struct {
 	Config
-	skewed bool
+	skewed           bool
+	beatNow, scanNow chan struct{}
 }
 
 // New makes an observer.
@@ -61,11 +62,42 @@ func New(cfg Config) (*Observer, error) {
 	if cfg.Client == nil || cfg.Info == nil || cfg.Scanner == nil || cfg.Intervals == nil || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("observe: incomplete configuration")
 	}
-	return &Observer{Config: cfg}, nil
+	return &Observer{Config: cfg, beatNow: make(chan struct{}, 1), scanNow: make(chan struct{}, 1)}, nil
+}
+
+// Wake tells that the server may ask for other intervals now.
+func (o *Observer) Wake() {
+	for _, c := range []chan struct{}{o.beatNow, o.scanNow} {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
 }
 
 // spread is an interval with a tenth of jitter either way.
 func spread(d time.Duration) time.Duration { return d*9/10 + randv2.N(d/5+1) }
+
+// waitFor waits for an interval, which may change meanwhile, with jitter.
+func waitFor(ctx context.Context, interval func() time.Duration, jitter func(time.Duration) time.Duration, wake <-chan struct{}) bool {
+	start, current := time.Now(), interval()
+	pause := jitter(current)
+	for {
+		timer := time.NewTimer(time.Until(start.Add(pause)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return false
+		case <-timer.C:
+			return true
+		case <-wake:
+			timer.Stop()
+		}
+		if now := interval(); now != current {
+			current, pause = now, jitter(now)
+		}
+	}
+}
 
 func wait(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
@@ -83,14 +115,15 @@ func (o *Observer) Heartbeat(ctx context.Context) error {
 	tries := pace.New(2*time.Second, 5*time.Minute)
 	for {
 		err := o.send(ctx, &agentv1.ReportObservationRequest{})
-		pause := spread(o.heartbeat())
-		if err != nil {
-			o.Log.DebugContext(ctx, "heartbeat failed", "error", err)
-			pause = max(tries.After(err), shortest)
-		} else {
+		if err == nil {
 			tries.Reset()
+			if !waitFor(ctx, o.heartbeat, spread, o.beatNow) {
+				return nil
+			}
+			continue
 		}
-		if !wait(ctx, pause) {
+		o.Log.DebugContext(ctx, "heartbeat failed", "error", err)
+		if !wait(ctx, max(tries.After(err), shortest)) {
 			return nil
 		}
 	}
@@ -116,7 +149,7 @@ func (o *Observer) scanInterval() time.Duration {
 
 // Scan scans until ctx ends.
 func (o *Observer) Scan(ctx context.Context) error {
-	if !wait(ctx, randv2.N(min(firstScan, o.scanInterval()))) {
+	if !waitFor(ctx, o.scanInterval, func(d time.Duration) time.Duration { return randv2.N(min(firstScan, d)) }, o.scanNow) {
 		return nil
 	}
 	for {
@@ -130,7 +163,7 @@ func (o *Observer) Scan(ctx context.Context) error {
 		default:
 			o.Log.InfoContext(ctx, "scan reported", "sightings", n, "took", o.Now().Sub(start).Round(time.Millisecond))
 		}
-		if !wait(ctx, spread(o.scanInterval())) {
+		if !waitFor(ctx, o.scanInterval, spread, o.scanNow) {
 			return nil
 		}
 	}

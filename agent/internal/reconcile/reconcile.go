@@ -318,11 +318,6 @@ func (r *Reconciler) watch(ctx context.Context, a plan.Assignment, place connect
 		return
 	}
 	report := r.Machine.Report(a.Job, now.Outcome, now.Reason, now.Message, pki.FingerprintOf(leaf.Raw), sight)
-	level := slog.LevelInfo
-	if now.Outcome == apply.Drifted {
-		level = slog.LevelWarn
-	}
-	r.Log.Log(ctx, level, "what is served has changed", "assignment", a.Assignment, "outcome", string(now.Outcome), "reason", now.Reason, "message", now.Message)
 	r.conclude(ctx, report)
 }
 
@@ -340,28 +335,26 @@ func (r *Reconciler) refuse(ctx context.Context, a plan.Assignment, err error) {
 	r.conclude(ctx, r.Machine.Refuse(a.Job, err))
 }
 
-// conclude makes a report safe: first for sending, then as progress, and only
-// then is the journal let go.
+// conclude makes a report safe: first for sending, then as progress. Keys that
+// are in use are not kept a second time. Only then is the journal let go.
 func (r *Reconciler) conclude(ctx context.Context, report apply.Report) {
 	ctx = context.WithoutCancel(ctx)
 	r.Spool.Put(ctx, message(report))
 	r.Progress.Keep(ctx, report)
-	if err := r.Machine.Done(report.Assignment); err != nil {
-		r.Log.ErrorContext(ctx, "journal cannot be closed", "assignment", report.Assignment, "error", err)
-	}
-	level := slog.LevelInfo
-	switch report.Outcome {
-	case apply.Served, apply.Installed:
+	if report.Outcome == apply.Served || report.Outcome == apply.Installed {
 		if err := r.Keys.Forget(report.Assignment, report.Generation); err != nil {
 			r.Log.ErrorContext(ctx, "keys cannot be erased", "assignment", report.Assignment, "error", err)
 		}
-	case apply.Broken:
-		level = slog.LevelError
-	default:
-		level = slog.LevelWarn
 	}
-	r.Log.Log(ctx, level, "assignment concluded", "assignment", report.Assignment, "generation", report.Generation, "attempt", report.Attempt,
+	if err := r.Machine.Done(report.Assignment); err != nil {
+		r.Log.ErrorContext(ctx, "journal cannot be closed", "assignment", report.Assignment, "error", err)
+	}
+	r.Log.Log(ctx, levels[report.Outcome], "assignment concluded", "assignment", report.Assignment, "generation", report.Generation, "attempt", report.Attempt,
 		"outcome", string(report.Outcome), "reason", report.Reason, "message", report.Message, "address", report.Address, "served", string(report.Served))
+}
+
+var levels = map[apply.Outcome]slog.Level{
+	apply.Served: slog.LevelInfo, apply.Installed: slog.LevelInfo, apply.TakenBack: slog.LevelWarn, apply.Drifted: slog.LevelWarn, apply.Broken: slog.LevelError,
 }
 
 // trouble logs what does not end the attempt, once while it stays the same.

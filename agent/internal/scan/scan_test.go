@@ -25,6 +25,8 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/pki"
 )
 
+func TestMain(m *testing.M) { connectortest.Main(m) }
+
 func scanner(t testing.TB, cfg Config) *Scanner {
 	t.Helper()
 	cfg.Log = slog.New(slog.DiscardHandler)

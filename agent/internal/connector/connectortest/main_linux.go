@@ -11,13 +11,17 @@ import (
 
 const inside = "SALLYPORT_TEST_MOUNTS"
 
-// Main is the TestMain of a package whose tests mount file systems: it runs
-// the tests in a mount namespace of their own, so that they need not be root
-// and leave nothing behind.
+// Main is the TestMain of a package whose tests mount file systems or look at
+// listeners: it runs the tests in mount and network namespaces of their own, so
+// that they need not be root, meet nobody else and leave nothing behind.
 func Main(m *testing.M) {
 	if os.Getenv(inside) != "" {
 		if err := syscall.Mount("", "/", "", syscall.MS_REC|syscall.MS_PRIVATE, ""); err != nil {
 			fmt.Fprintln(os.Stderr, "making mounts private:", err)
+			os.Exit(1)
+		}
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "bringing up loopback (make tools): %v %s\n", err, out)
 			os.Exit(1)
 		}
 		os.Exit(m.Run())
@@ -25,7 +29,7 @@ func Main(m *testing.M) {
 	cmd := exec.Command(os.Args[0], os.Args[1:]...)
 	cmd.Env = append(os.Environ(), inside+"=1")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() != 0 {
 		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
@@ -37,7 +41,7 @@ func Main(m *testing.M) {
 	case errors.As(err, &exit):
 		os.Exit(max(exit.ExitCode(), 1))
 	case err != nil:
-		fmt.Fprintln(os.Stderr, "starting the tests in a mount namespace:", err)
+		fmt.Fprintln(os.Stderr, "starting the tests in namespaces of their own:", err)
 		os.Exit(1)
 	}
 	os.Exit(0)
