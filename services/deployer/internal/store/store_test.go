@@ -323,7 +323,7 @@ func TestFailures(t *testing.T) {
 
 		// A changed deployment ends the pause.
 		f.must(f.report(a, rollout.OutcomeRestored, ""))
-		a = f.is("shop", rollout.Failed)
+		f.is("shop", rollout.Failed)
 		changed := f.deployment("web-1")
 		changed.Rules.MaxParallel = 3
 		f.apply(changed)
