@@ -121,28 +121,32 @@ func (s *site) gather(t *testing.T) {
 		}
 	})
 	for _, host := range []string{"alpha", "beta", "locked", "removed", "rekeyed"} {
-		a := s.enrol(t, host)
-		s.callers[host] = a.cert
-		switch host {
-		case "alpha":
-			s.give(t, a)
-		case "locked":
-			s.loses(t, a, 'L', func() {
-				ok(s.deployer.LockAgent(t.Context(), &deployerv1.LockAgentRequest{Host: host, Reason: "stolen"}))(t)
+		s.callers[host] = s.enrol(t, host).cert
+	}
+	s.give(t, s.agentOf(t, "alpha"))
+	t.Run("streams", func(t *testing.T) {
+		t.Run("of a locked agent", func(t *testing.T) {
+			t.Parallel()
+			s.loses(t, "locked", 'L', func(*agent) {
+				ok(s.deployer.LockAgent(t.Context(), &deployerv1.LockAgentRequest{Host: "locked", Reason: "stolen"}))(t)
 			})
-		case "removed":
-			s.loses(t, a, 'G', func() {
-				ok(s.deployer.RemoveAgent(t.Context(), &deployerv1.RemoveAgentRequest{Host: host, Reason: "sold"}))(t)
+		})
+		t.Run("of a removed agent", func(t *testing.T) {
+			t.Parallel()
+			s.loses(t, "removed", 'G', func(*agent) {
+				ok(s.deployer.RemoveAgent(t.Context(), &deployerv1.RemoveAgentRequest{Host: "removed", Reason: "sold"}))(t)
 			})
-		case "rekeyed":
-			s.loses(t, a, 'K', func() {
+		})
+		t.Run("with an old key", func(t *testing.T) {
+			t.Parallel()
+			s.loses(t, "rekeyed", 'K', func(a *agent) {
 				key := newKey(t)
 				got := ok(a.RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: request(t, key, x509.CertificateRequest{})}))(t)
 				// The new key takes over at its first use.
-				ok(s.agent(t, host, key, got.GetGrant()).ReportObservation(t.Context(), &agentv1.ReportObservationRequest{}))(t)
+				ok(s.agent(t, a.host, key, got.GetGrant()).ReportObservation(t.Context(), &agentv1.ReportObservationRequest{}))(t)
 			})
-		}
-	}
+		})
+	})
 	expires := ok(x509.ParseCertificate(s.callers["expired"].Certificate[0]))(t).NotAfter
 	s.await(t, "a certificate to end", func() error {
 		if !time.Now().After(expires) {
@@ -177,18 +181,19 @@ func (s *site) give(t *testing.T, alpha *agent) {
 	})
 }
 
-// soon is how long a stream may outlive its agent's standing.
-const soon = 6 * time.Second
+// soon is how long a stream may outlive its caller's standing. A key that was replaced has 5 s of grace besides.
+const soon = 12 * time.Second
 
 // loses wants an open stream of the agent to end, with the answer, within seconds of what happens.
-func (s *site) loses(t *testing.T, a *agent, letter rune, happens func()) {
+func (s *site) loses(t *testing.T, host string, letter rune, happens func(*agent)) {
 	t.Helper()
+	a := s.agentOf(t, host)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	ctx, id := named(ctx)
 	stream := a.subscribe(ctx, t, &agentv1.SubscribeRequest{})
 	ok(stream.Recv())(t)
-	happens()
+	happens(a)
 	began := time.Now()
 	var err error
 	for err == nil {

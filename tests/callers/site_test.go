@@ -104,14 +104,14 @@ func newSite(t *testing.T) *site {
 		"kind: Profile\nname: corp\nauthority: corp\nlifetime: 90d\n" + profile,
 		fmt.Sprintf("kind: Authority\nname: public\nacme:\n  directory: %s\n  terms_agreed: true\n  ca_bundle_pem: |\n    %s\n", ca.Directory(), bundle),
 		"kind: Profile\nname: public\nauthority: public\nacme_profile: default\n" + profile,
-		deployment("desk", "corp"), deployment("shop", "public"),
+		deployment("desk", "corp", "desk"), deployment("shop", "public", "shop"),
 	}, "---\n")))(t)
 	return s
 }
 
-// deployment to alpha, which has an identity of the same name.
-func deployment(name, profile string) string {
-	return fmt.Sprintf(`kind: Identity
+// deployment to targets of alpha, of an identity of the same name.
+func deployment(name, profile string, targets ...string) string {
+	text := fmt.Sprintf(`kind: Identity
 name: %[1]s
 owner: team-%[1]s@example.com
 purpose: callers
@@ -121,8 +121,13 @@ kind: Deployment
 name: %[1]s
 identity: %[1]s
 profile: %[2]s
-targets: [{host: alpha, name: %[1]s, connector: files, settings: {certificate: /srv/%[1]s.pem, key: /srv/%[1]s.key}}]
+rollout: {max_parallel: 100, max_failures: 100}
+targets:
 `, name, profile)
+	for _, target := range targets {
+		text += fmt.Sprintf("- {host: alpha, name: %[1]s, connector: files, settings: {certificate: /srv/%[1]s.pem, key: /srv/%[1]s.key}}\n", target)
+	}
+	return text
 }
 
 // bin is the folder that `make build` fills.
@@ -203,6 +208,7 @@ func named(ctx context.Context) (context.Context, string) {
 // agent is an agent that does only what the test does.
 type agent struct {
 	agentv1.AgentServiceClient
+	conn *grpc.ClientConn
 	host string
 	key  *ecdsa.PrivateKey
 	cert *tls.Certificate
@@ -223,8 +229,13 @@ func (s *site) enrol(t *testing.T, host string) *agent {
 // agent speaks with an identity that was granted.
 func (s *site) agent(t *testing.T, host string, key *ecdsa.PrivateKey, g *agentv1.IdentityGrant) *agent {
 	t.Helper()
-	cert := &tls.Certificate{Certificate: g.GetChain(), PrivateKey: key}
-	return &agent{AgentServiceClient: agentv1.NewAgentServiceClient(s.dial(t, cert)), host: host, key: key, cert: cert}
+	return s.speak(t, host, &tls.Certificate{Certificate: g.GetChain(), PrivateKey: key})
+}
+
+func (s *site) speak(t *testing.T, host string, cert *tls.Certificate) *agent {
+	t.Helper()
+	conn := s.dial(t, cert)
+	return &agent{AgentServiceClient: agentv1.NewAgentServiceClient(conn), conn: conn, host: host, key: cert.PrivateKey.(*ecdsa.PrivateKey), cert: cert}
 }
 
 func newKey(t *testing.T) *ecdsa.PrivateKey {
@@ -242,6 +253,8 @@ type stream struct {
 	agentv1.AgentService_SubscribeClient
 	assignments map[string]*agentv1.Assignment
 	challenges  map[string]*agentv1.Challenge
+	session     string
+	revision    int64
 }
 
 func (a *agent) subscribe(ctx context.Context, t *testing.T, req *agentv1.SubscribeRequest) *stream {
@@ -259,6 +272,7 @@ func (s *stream) until(t *testing.T, what string, found func() bool) {
 		if err != nil {
 			t.Fatalf("waiting for %s: %v", what, err)
 		}
+		s.session, s.revision = msg.GetSession(), msg.GetRevision()
 		for _, a := range msg.GetAssignments() {
 			s.assignments[a.GetTarget().GetName()] = a
 		}
