@@ -14,7 +14,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -37,7 +36,8 @@ cp -a /etc /mnt/etc
 mount --bind /mnt/etc /etc
 [ ! -d /var/lib/nginx ] || cp -a /var/lib/nginx /mnt/lib/
 mount --bind /mnt/lib /var/lib
-for folder in /usr/local/bin /usr/local/sbin /run /var/log; do mount -t tmpfs -o mode=755 tmpfs $folder; done
+for folder in bin sbin; do cp -a /usr/local/$folder /mnt/$folder; mount --bind /mnt/$folder /usr/local/$folder; done
+for folder in /run /var/log; do mount -t tmpfs -o mode=755 tmpfs $folder; done
 mkdir /var/log/nginx
 rm -f /etc/nginx/sites-enabled/*
 echo 127.0.0.1 localhost sallyport.example.com shop.example.com >/etc/hosts
@@ -102,12 +102,14 @@ func shell(t *testing.T, blocks []command) []string {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
+	goTool, err := exec.LookPath("go")
+	must(t, err)
 	cmd := exec.CommandContext(ctx, "bash", "-c", script.String())
 	cmd.Dir = work
 	cmd.Env = append(os.Environ(), "HOME=/mnt/home", "LANG=C.UTF-8", "NO_COLOR=1", "SALLYPORT_CONFIG=/var/lib/sallyport/operator/config.yaml",
-		"PATH="+strings.Join([]string{"/usr/local/sbin", "/usr/local/bin", filepath.Join(runtime.GOROOT(), "bin"), filepath.Join(root(t), ".tools/bin"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, ":"))
+		"PATH="+strings.Join([]string{"/usr/local/sbin", "/usr/local/bin", filepath.Dir(goTool), filepath.Join(root(t), ".tools/bin"), "/usr/sbin", "/usr/bin", "/sbin", "/bin"}, ":"))
 	for _, name := range []string{"GOCACHE", "GOMODCACHE", "GOPATH", "GOPROXY", "GOFLAGS", "GONOSUMDB", "GOSUMDB"} { // HOME is another one
-		value, err := exec.CommandContext(ctx, filepath.Join(runtime.GOROOT(), "bin/go"), "env", name).Output()
+		value, err := exec.CommandContext(ctx, goTool, "env", name).Output()
 		must(t, err)
 		cmd.Env = append(cmd.Env, name+"="+strings.TrimSpace(string(value)))
 	}
