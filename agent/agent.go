@@ -32,6 +32,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/enroll"
 	"github.com/sallyport-pki/sallyport/agent/internal/keystore"
 	"github.com/sallyport-pki/sallyport/agent/internal/observe"
+	"github.com/sallyport-pki/sallyport/agent/internal/pace"
 	"github.com/sallyport-pki/sallyport/agent/internal/plan"
 	"github.com/sallyport-pki/sallyport/agent/internal/reconcile"
 	"github.com/sallyport-pki/sallyport/agent/internal/scan"
@@ -357,6 +358,17 @@ func (a *Agent) enrolByFile(ctx context.Context, ids *enroll.Store) error {
 	if err != nil {
 		return fmt.Errorf("token_file %s: %w", a.cfg.TokenFile, err)
 	}
-	_, err = a.enrolWith(ctx, ids, token)
-	return err
+	for tries := pace.New(time.Second, 5*time.Minute); ; {
+		_, err = a.enrolWith(ctx, ids, token)
+		if f := fault.Of(err); f == nil || f.Kind != fault.Transient && f.Kind != fault.Exhausted || ctx.Err() != nil {
+			return err
+		}
+		pause := tries.After(err)
+		a.log.WarnContext(ctx, "not enrolled yet, trying again", "pause", pause.Round(time.Millisecond), "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
+	}
 }

@@ -235,3 +235,18 @@ func seen(sightings []*eventv1.Sighting, location, fingerprint string) bool {
 		return s.GetLocation() == location && string(pki.FingerprintOf(s.GetChain()[0])) == fingerprint
 	})
 }
+
+// A server that is not up yet is waited for, with the token file in hand.
+func TestEnrolsWhenTheServerComes(t *testing.T) {
+	w := newWorld(t, agenttest.Config{})
+	w.cfg.TokenFile = filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(w.cfg.TokenFile, []byte(w.Token("t1").String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.Down()
+	w.run()
+	w.Await("the first try", func() bool { return strings.Contains(w.log.String(), "not enrolled yet") })
+	w.Up()
+	w.Assign(w.assignment())
+	w.want(w.Report(1), served, "")
+}

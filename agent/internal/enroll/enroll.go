@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 )
@@ -44,7 +46,7 @@ func (s *Store) Enroll(ctx context.Context, j Join) (*Identity, error) {
 		TokenId: j.Token.ID, TokenSecret: j.Token.Secret, Csr: csr, Host: j.Host, Info: j.Info,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("enrolling at %s: %w", j.Server, err)
+		return nil, fmt.Errorf("enrolling at %s: %w", j.Server, plain(err))
 	}
 	id, err := rec.grant(resp.GetGrant(), key)
 	if err != nil {
@@ -57,6 +59,23 @@ func (s *Store) Enroll(ctx context.Context, j Join) (*Identity, error) {
 		return nil, fmt.Errorf("enrolling at %s: the identity granted is not of the root the join token names: %w", j.Server, err)
 	}
 	return id, s.adopt(rec, id, recordPending)
+}
+
+// plain takes out of a call's error what only a programmer wants to read. What
+// the server has answered stays as it is, and so does what kind of error it is.
+func plain(err error) error {
+	f := *fault.Of(err)
+	if f.Reason != fault.ReasonUnavailable {
+		return &f
+	}
+	for _, around := range []string{"connection error: desc = ", "transport: authentication handshake failed: ", "transport: Error while dialing: "} {
+		if _, inner, ok := strings.Cut(f.Message, around); ok {
+			f.Message = strings.Trim(inner, `"`)
+		}
+	}
+	f.Message = strings.ReplaceAll(f.Message, `\"`, `"`)
+	f.Cause = nil
+	return &f
 }
 
 // pending gives the key of an enrolment begun before with the same token for

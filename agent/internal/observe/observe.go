@@ -29,6 +29,9 @@ const (
 	// firstScan is how long the first scan waits at most, so that a fleet that is
 	// rolled out does not scan at once.
 	firstScan = 2 * time.Minute
+	// rest is how many times as long as a scan took the host is left alone at
+	// least, whatever the server asks for.
+	rest = 9
 	// maxSightings and maxBytes bound one call.
 	maxSightings = 500
 	maxBytes     = 1 << 20
@@ -155,15 +158,16 @@ func (o *Observer) Scan(ctx context.Context) error {
 	for {
 		start := o.Now()
 		n, err := o.once(ctx)
+		took := o.Now().Sub(start)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
 			o.Log.WarnContext(ctx, "scan could not be reported", "error", err)
 		default:
-			o.Log.InfoContext(ctx, "scan reported", "sightings", n, "took", o.Now().Sub(start).Round(time.Millisecond))
+			o.Log.InfoContext(ctx, "scan reported", "sightings", n, "took", took.Round(time.Millisecond))
 		}
-		if !waitFor(ctx, o.scanInterval, spread, o.scanNow) {
+		if !waitFor(ctx, func() time.Duration { return max(o.scanInterval(), rest*took) }, spread, o.scanNow) {
 			return nil
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -61,6 +62,7 @@ func ask(ctx context.Context, address netip.AddrPort, name string, hush bool) (c
 		ServerName:             name,
 		InsecureSkipVerify:     true,             //nolint:gosec // what is shown is compared, not trusted
 		MinVersion:             tls.VersionTLS10, //nolint:gosec // old servers' certificates are of interest too
+		CipherSuites:           suites(),
 		SessionTicketsDisabled: true,
 		VerifyPeerCertificate: func(raw [][]byte, _ [][]*x509.Certificate) error {
 			chain, err = parse(raw)
@@ -73,6 +75,14 @@ func ask(ctx context.Context, address netip.AddrPort, name string, hush bool) (c
 	})
 	err = client.HandshakeContext(ctx)
 	return chain, err
+}
+
+// suites are all that Go knows, as old servers' certificates are of interest too.
+func suites() (ids []uint16) {
+	for _, s := range slices.Concat(tls.CipherSuites(), tls.InsecureCipherSuites()) {
+		ids = append(ids, s.ID)
+	}
+	return ids
 }
 
 func parse(raw [][]byte) ([]*x509.Certificate, error) {
@@ -126,6 +136,12 @@ func Local(ctx context.Context, address string) ([]netip.AddrPort, error) {
 	var local []netip.AddrPort
 	for _, ip := range ips {
 		ip = ip.Unmap()
+		switch ip { // what a server listens on, taken for where it can be asked
+		case netip.IPv4Unspecified():
+			ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		case netip.IPv6Unspecified():
+			ip = netip.IPv6Loopback()
+		}
 		if ip.IsLoopback() || own[ip.WithZone("")] {
 			local = append(local, netip.AddrPortFrom(ip, uint16(num)))
 		}
