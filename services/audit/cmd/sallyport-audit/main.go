@@ -4,10 +4,7 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
 
-	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/services/audit"
 	"github.com/sallyport-pki/sallyport/services/internal/daemon"
@@ -25,16 +22,7 @@ func (c configuration) Validate() error {
 	return c.Audit.Validate()
 }
 
-func main() {
-	file := flag.String("config", "/etc/sallyport/audit.yaml", "configuration `file`")
-	version := flag.Bool("version", false, "print the version and exit")
-	flag.Parse()
-	if *version {
-		fmt.Println(boot.Version())
-		return
-	}
-	boot.Main(func(ctx context.Context) error { return run(ctx, *file) })
-}
+func main() { daemon.Main(audit.Name, run) }
 
 func run(ctx context.Context, file string) error {
 	var c configuration

@@ -4,25 +4,13 @@ package main
 
 import (
 	"context"
-	"flag"
-	"fmt"
 
-	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/services/deployer"
 	"github.com/sallyport-pki/sallyport/services/internal/daemon"
 )
 
-func main() {
-	file := flag.String("config", "/etc/sallyport/deployer.yaml", "configuration `file`")
-	version := flag.Bool("version", false, "print the version and exit")
-	flag.Parse()
-	if *version {
-		fmt.Println(boot.Version())
-		return
-	}
-	boot.Main(func(ctx context.Context) error { return run(ctx, *file) })
-}
+func main() { daemon.Main(deployer.Name, run) }
 
 func run(ctx context.Context, file string) error {
 	var c configuration
