@@ -41,6 +41,29 @@ func (w *world) check(t *testing.T) {
 	w.checkAudit(ctx, t)
 	must(t, w.plane.Stop())
 	w.keys.absent(t, w.plane.Data)
+	w.checkSecrets(t)
+}
+
+// checkSecrets wants no private key in clear in the control plane's data but that of the operator's own credential.
+func (w *world) checkSecrets(t *testing.T) {
+	t.Helper()
+	// The beginning of a P-256 key in PKCS#8 (RFC 5208), and of one in SEC 1 form (RFC 5915), as DER.
+	forms := [][]byte{
+		[]byte("BEGIN PRIVATE KEY"),
+		[]byte("BEGIN EC PRIVATE KEY"),
+		{0x02, 0x01, 0x00, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x04},
+		{0x30, 0x77, 0x02, 0x01, 0x01, 0x04, 0x20},
+	}
+	credential := filepath.Join(w.plane.Operator(), "svid-key.pem")
+	for _, path := range files(t, w.plane.Data) {
+		data, err := os.ReadFile(path)
+		must(t, err)
+		for _, form := range forms {
+			if found := bytes.Contains(data, form); found != (path == credential && string(form) == "BEGIN PRIVATE KEY") {
+				t.Errorf("%s: a private key in clear: %v", path, found)
+			}
+		}
+	}
 }
 
 func (w *world) checkServed(ctx context.Context, t *testing.T) {

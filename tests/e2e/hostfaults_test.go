@@ -27,7 +27,7 @@ func TestHostFaults(t *testing.T) {
 			"disk full": diskFull, "folder read-only": readOnly, "path not allowed": notAllowed,
 			"hook unknown": hookUnknown, "hook fails": hookFails, "connector not enabled": notEnabled,
 			"pending key replaced": pendingKeyReplaced, "pending key lost": pendingKeyLost, "files mismatched by somebody": mismatched,
-			"haproxy refuses its configuration": haproxyRefuses,
+			"haproxy refuses its configuration": haproxyRefuses, "server goes dark": goesDark, "agent's state full": stateFull,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
@@ -170,14 +170,20 @@ func diskFull(t *testing.T, w *world) {
 	h := w.deployed(t, "full")
 	small(t, h.site.TLSDir)
 	filler := filepath.Join(h.site.TLSDir, "filler")
+	fill(t, filler)
+	h.trouble(t, "DISK_FULL", func() { must(t, os.Remove(filler)) })
+}
+
+// fill takes all room there is, to the last byte.
+func fill(t *testing.T, filler string) {
+	t.Helper()
 	f := ok(os.Create(filler))(t)
-	for { // to the last byte
+	for {
 		if _, err := f.Write(make([]byte, 512)); err != nil {
 			break
 		}
 	}
 	must(t, f.Close())
-	h.trouble(t, "DISK_FULL", func() { must(t, os.Remove(filler)) })
 }
 
 // small puts the folder, as it is, on a tiny file system of its own.
@@ -362,4 +368,36 @@ func mismatched(t *testing.T, w *world) {
 	if leaf.Equal(old) {
 		t.Error("the old certificate is served, though its key is gone")
 	}
+}
+
+// goesDark: what should reload the server stops it. The old pair is put back, and a person is called; when the server runs
+// again, the rest happens by itself.
+func goesDark(t *testing.T, w *world) {
+	h := w.hooked(t, "dark", "[/bin/true]")
+	stop := "[/usr/sbin/nginx, -c, " + h.site.Config + ", -s, stop]"
+	h.configure(t, func(c string) string { return strings.Replace(c, "[/bin/true]", stop, 1) })
+	key := h.keepKey(t)
+	settings := h.site.Settings()
+	settings["reload"] = "reload-web"
+	h.deployWith(t, "corp", "files", settings, "")
+	h.w.awaitRecord(t, "deployer.assignment.failed", h.Name, "RESTORE_FAILED")
+	must(t, h.Stop())
+	if h.keepKey(t) != key {
+		t.Error("the old pair was not put back")
+	}
+	must(t, h.site.Restart(t.Context()))
+	h.configure(t, func(c string) string { return strings.Replace(c, stop, h.reloads(), 1) })
+	h.healthy(t, 1)
+}
+
+// stateFull: there is no room left where the agent keeps its own state. It does not begin what it could not finish.
+func stateFull(t *testing.T, w *world) {
+	h := w.deployed(t, "cramped")
+	must(t, h.Stop())
+	small(t, filepath.Join(h.State, "keys"))
+	must(t, os.Chmod(filepath.Join(h.State, "keys"), 0o700))
+	must(t, h.Start())
+	filler := filepath.Join(h.State, "keys", "filler")
+	fill(t, filler)
+	h.trouble(t, "STATE_NOT_WRITABLE", func() { must(t, os.Remove(filler)) })
 }
