@@ -48,7 +48,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Tx is one transaction. It must not be used after the function it was given to has returned.
+// Tx is one transaction. It must not be used after the function it was given to has returned. A Row is to be scanned before the
+// same statement is run again.
 type Tx interface {
 	Exec(ctx context.Context, query string, args ...any) (sql.Result, error)
 	Query(ctx context.Context, query string, args ...any) (*sql.Rows, error)

@@ -23,6 +23,7 @@ var (
 type writer struct {
 	pool    *sql.DB
 	conn    *sql.Conn
+	known   *statements // of conn
 	calls   chan *call
 	closing chan struct{}
 	once    sync.Once
@@ -147,7 +148,7 @@ func (w *writer) member(c *call) (err, broken error) {
 		close(c.turn)
 		return nil, err
 	}
-	c.turn <- &groupTx{conn: w.conn}
+	c.turn <- &groupTx{conn: w.conn, known: w.known}
 	err = <-c.outcome
 	if err == nil {
 		return nil, w.exec("RELEASE call")
@@ -164,13 +165,18 @@ func (w *writer) begin() error {
 		if err != nil {
 			return err
 		}
-		w.conn = conn
+		w.conn, w.known = conn, newStatements(conn)
 	}
 	return w.exec("BEGIN IMMEDIATE")
 }
 
-func (w *writer) exec(statement string) error {
-	_, err := w.conn.ExecContext(context.Background(), statement)
+func (w *writer) exec(query string) error {
+	ctx := context.Background()
+	if known := w.known.of(ctx, query); known != nil {
+		_, err := known.ExecContext(ctx)
+		return err
+	}
+	_, err := w.conn.ExecContext(ctx, query)
 	return err
 }
 
@@ -179,8 +185,9 @@ func (w *writer) drop() {
 	if w.conn == nil {
 		return
 	}
+	w.known.close()
 	discard(w.conn)
-	w.conn = nil
+	w.conn, w.known = nil, nil
 }
 
 // discard ends the session instead of giving the connection back to the pool.
@@ -193,6 +200,7 @@ func discard(conn *sql.Conn) {
 // write would make SQLite roll back the whole transaction, the other callers' parts included.
 type groupTx struct {
 	conn   *sql.Conn
+	known  *statements
 	topics []string
 
 	mu   sync.Mutex
@@ -213,18 +221,33 @@ func (t *groupTx) Exec(ctx context.Context, query string, args ...any) (sql.Resu
 	if err := t.check(ctx); err != nil {
 		return nil, err
 	}
-	return t.conn.ExecContext(context.WithoutCancel(ctx), query, args...)
+	ctx = context.WithoutCancel(ctx)
+	if known := t.known.of(ctx, query); known != nil {
+		return known.ExecContext(ctx, args...)
+	}
+	return t.conn.ExecContext(ctx, query, args...)
 }
 
 func (t *groupTx) Query(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
 	if err := t.check(ctx); err != nil {
 		return nil, err
 	}
-	rows, err := t.conn.QueryContext(context.WithoutCancel(ctx), query, args...)
+	ctx = context.WithoutCancel(ctx)
+	known := t.known.of(ctx, query)
+	var rows *sql.Rows
+	var err error
+	if known != nil {
+		rows, err = known.QueryContext(ctx, args...)
+	} else {
+		rows, err = t.conn.QueryContext(ctx, query, args...)
+	}
 	if err == nil {
 		t.mu.Lock()
 		t.rows = append(t.rows, rows)
 		t.mu.Unlock()
+		if known != nil {
+			t.known.hold(known, rows)
+		}
 	}
 	return rows, err
 }
@@ -232,6 +255,9 @@ func (t *groupTx) Query(ctx context.Context, query string, args ...any) (*sql.Ro
 func (t *groupTx) QueryRow(ctx context.Context, query string, args ...any) *sql.Row {
 	if t.check(ctx) == nil {
 		ctx = context.WithoutCancel(ctx)
+		if known := t.known.of(ctx, query); known != nil {
+			return known.QueryRowContext(ctx, args...)
+		}
 	} else if ctx.Err() == nil { // over: a *sql.Row with an error can only be had through a dead ctx
 		dead, cancel := context.WithCancel(ctx)
 		cancel()
