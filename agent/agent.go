@@ -249,7 +249,7 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, client a
 	if err != nil {
 		return nil, err
 	}
-	reports, err := spool.Open(s.spool, a.log)
+	reports, err := spool.Open(ctx, s.spool, a.log)
 	if err != nil {
 		return nil, err
 	}

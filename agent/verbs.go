@@ -155,7 +155,7 @@ func (a *Agent) Status(ctx context.Context) (st *Status, err error) {
 	if err != nil {
 		return nil, err
 	}
-	reports, err := spool.Open(folders["spool"], a.log)
+	reports, err := spool.Open(ctx, folders["spool"], a.log)
 	if err != nil {
 		return nil, err
 	}

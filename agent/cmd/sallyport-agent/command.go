@@ -212,8 +212,9 @@ func (a *app) check() *cobra.Command {
 		Use: "check", Short: "See whether the configuration can work, and what assignments may touch", Args: noArgs,
 		Long: `Check reads the configuration, has each enabled connector look whether it can work
 on this host (folders, programs, the server's own check of its configuration,
-the running server), and says what an assignment may touch. It changes nothing
-and talks to nobody.
+the running server), and says what an assignment may touch. It changes nothing,
+but for an empty file it makes and removes in each allowed folder, and talks to
+nobody.
 
 It exits with 2 if the configuration is wrong, and with 4 if it is right but
 something on this host cannot work.`,

@@ -21,10 +21,11 @@ const (
 )
 
 const (
-	firstLook = 50 * time.Millisecond
+	firstLook = 15 * time.Millisecond
 	slowLook  = time.Second
 	oneLook   = 5 * time.Second
-	enough    = 3 // looks in a row
+	// enough looks in a row: each may meet another worker, so more of them tell more than a longer pause between.
+	enough = 4
 )
 
 // Listener is where a certificate must be seen. The zero value is nowhere.

@@ -84,7 +84,8 @@ func (s *Scanner) listening() ([]netip.AddrPort, error) {
 			continue
 		case ip == netip.IPv4Unspecified():
 			ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
-		case ip == netip.IPv6Unspecified():
+		case ip == netip.IPv6Unspecified(): // which may take IPv4 too
+			out = append(out, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), a.Port()))
 			ip = netip.IPv6Loopback()
 		case !ip.IsLoopback() && s.Listeners == "loopback":
 			continue

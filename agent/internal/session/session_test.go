@@ -30,7 +30,7 @@ func open(t *testing.T, server *agenttest.Server, silence time.Duration) *Sessio
 	if err != nil {
 		t.Fatal(err)
 	}
-	reports, err := spool.Open(folders[1], log)
+	reports, err := spool.Open(t.Context(), folders[1], log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"regexp"
+	"slices"
+	"strconv"
 	"sync"
 
 	"google.golang.org/protobuf/proto"
@@ -22,6 +25,8 @@ import (
 
 // Bound is how many reports may wait.
 const Bound = 1000
+
+var reportName = regexp.MustCompile(`^[0-9]{20}$`)
 
 // Spool is a queue on disk. Calls may come from several goroutines.
 type Spool struct {
@@ -38,17 +43,25 @@ type Spool struct {
 }
 
 // Open reads what waits in the folder.
-func Open(folder *disk.Folder, log *slog.Logger) (*Spool, error) {
+func Open(ctx context.Context, folder *disk.Folder, log *slog.Logger) (*Spool, error) {
 	names, err := folder.Names()
 	if err != nil {
 		return nil, err
 	}
+	names = slices.DeleteFunc(names, func(n string) bool {
+		strange := !reportName.MatchString(n)
+		if strange {
+			folder.SetAside(ctx, n, errors.New("not a report by its name"))
+		}
+		return strange
+	})
 	s := &Spool{folder: folder, log: log, names: names, ids: map[string]string{}, wake: make(chan struct{}, 1), memory: map[string]*agentv1.ReportAssignmentRequest{}}
 	if len(names) > 0 {
-		if _, err := fmt.Sscanf(names[len(names)-1], "%020d", &s.next); err != nil {
-			return nil, fmt.Errorf("reading reports in %s: strange file %q", folder.Path(), names[len(names)-1])
+		last, err := strconv.ParseUint(names[len(names)-1], 10, 64)
+		if err != nil {
+			return nil, fmt.Errorf("reading reports in %s: %w", folder.Path(), err)
 		}
-		s.next++
+		s.next = last + 1
 		s.nudge()
 	}
 	return s, nil

@@ -19,7 +19,7 @@ func open(t testing.TB, dir string) *Spool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := Open(f, slog.New(slog.DiscardHandler))
+	s, err := Open(t.Context(), f, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -89,6 +89,9 @@ func TestDamagedReportIsPassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := s.folder.Put(fmt.Sprintf("%020d", 0), []byte{0xff, 0xff}); err != nil { // sealed, but no report
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "zzz"), nil, 0o600); err != nil { // strange
 		t.Fatal(err)
 	}
 	if got := fmt.Sprint(drain(t, open(t, dir))); got != "[r2]" {
