@@ -11,7 +11,7 @@ import (
 var (
 	heading = regexp.MustCompile(`^## (sallyport [a-z -]+)$`)
 	also    = regexp.MustCompile(`^Also: (.+)$`)
-	mention = regexp.MustCompile("\\bsallyport((?: [a-z][a-z-]*)+)(/?)")
+	mention = regexp.MustCompile(`\bsallyport((?: [a-z][a-z-]*)+)(/?)`)
 	code    = regexp.MustCompile("(?s)```.*?```|`[^`\n]+`")
 )
 
