@@ -31,7 +31,7 @@ import (
 //   - no host's private key is anywhere in the control plane's data.
 func (w *world) check(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if !w.plane.Running() {
 		must(t, w.plane.Start(ctx))
@@ -90,32 +90,36 @@ func (w *world) checkServed(ctx context.Context, t *testing.T) {
 	}
 }
 
+// checkIssued gives records a while to come in: what was under way when a control plane stopped comes again later.
 func (w *world) checkIssued(ctx context.Context, t *testing.T) {
 	t.Helper()
-	recorded, err := w.records(ctx, "issuer.request.issued", "")
-	must(t, err)
-	byRequest, byCertificate := map[string]int{}, map[string]int{}
-	for _, r := range recorded {
-		byRequest[r.Subject]++
-		byCertificate[r.Detail["fingerprint"]]++
-	}
-	q := &issuerv1.ListRequestsRequest{PageSize: 1000, States: []issuerv1.RequestState{issuerv1.RequestState_REQUEST_STATE_ISSUED}}
-	page, err := w.issuer.ListRequests(ctx, q)
-	must(t, err)
-	for _, r := range page.GetRequests() {
-		if n := byRequest["requests/"+r.GetId()]; n != 1 {
-			t.Errorf("request %s: %d records that it was issued", r.GetId(), n)
+	must(t, lab.Await(ctx, patience, "one record of each certificate", func() error {
+		page, err := w.issuer.ListRequests(ctx, &issuerv1.ListRequestsRequest{PageSize: 1000, States: []issuerv1.RequestState{issuerv1.RequestState_REQUEST_STATE_ISSUED}})
+		if err != nil {
+			return err
 		}
-		if n := byCertificate[r.GetFingerprint()]; n != 1 {
-			t.Errorf("certificate %s: %d records that it was issued", r.GetFingerprint(), n)
+		recorded, err := w.records(ctx, "issuer.request.issued", "")
+		if err != nil {
+			return err
 		}
-	}
-	if len(recorded) != len(page.GetRequests()) {
-		t.Errorf("%d certificates recorded, %d issued", len(recorded), len(page.GetRequests()))
-	}
+		requests, certificates := map[string]int{}, map[string]int{}
+		for _, r := range recorded {
+			requests[r.Subject]++
+			certificates[r.Detail["fingerprint"]]++
+		}
+		for _, r := range page.GetRequests() {
+			if n, m := requests["requests/"+r.GetId()], certificates[r.GetFingerprint()]; n != 1 || m != 1 {
+				return fmt.Errorf("request %s: %d records that it was issued, %d of its certificate", r.GetId(), n, m)
+			}
+		}
+		if len(recorded) != len(page.GetRequests()) {
+			return fmt.Errorf("%d certificates recorded, %d issued", len(recorded), len(page.GetRequests()))
+		}
+		return nil
+	}))
 }
 
-// checkAudit waits until the records of all that was done are there, and verifies an export and the log itself.
+// checkAudit verifies an export and the log itself.
 func (w *world) checkAudit(ctx context.Context, t *testing.T) {
 	t.Helper()
 	key, err := w.plane.Do(ctx, "audit", "key")
