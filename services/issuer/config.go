@@ -36,7 +36,7 @@ type Config struct {
 type Orders struct {
 	// Workers bounds how many requests are worked on at once, default 8. A request that waits takes none.
 	Workers int `yaml:"workers"`
-	// Poll is the first pause before the CA is asked again whether it is done, default 500ms; it doubles up to PollMax, default 15s.
+	// Poll is the first pause before the CA is asked again whether it is done, default 100ms; it doubles up to PollMax, default 15s.
 	Poll    config.Duration `yaml:"poll"`
 	PollMax config.Duration `yaml:"poll_max"`
 	// Network is the first pause after the CA could not be reached or was out of order, default 2s; it doubles up to NetworkMax,
@@ -109,7 +109,7 @@ func (c Config) filled() Config {
 	if c.Orders.Workers == 0 {
 		c.Orders.Workers = 8
 	}
-	fill(&c.Orders.Poll, 500*time.Millisecond)
+	fill(&c.Orders.Poll, 100*time.Millisecond)
 	fill(&c.Orders.PollMax, max(15*time.Second, c.Orders.Poll.Std()))
 	fill(&c.Orders.Network, 2*time.Second)
 	fill(&c.Orders.NetworkMax, max(10*time.Minute, c.Orders.Network.Std()))
