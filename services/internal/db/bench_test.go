@@ -69,7 +69,7 @@ func writes(b *testing.B, d *db.DB, callers int) {
 }
 
 func bare(b *testing.B, pool *sql.DB, callers int) {
-	defer pool.Close()
+	defer func() { _ = pool.Close() }()
 	for _, statement := range []string{`DROP TABLE IF EXISTS bare`, bareTable} {
 		if _, err := pool.ExecContext(b.Context(), statement); err != nil {
 			b.Fatal(err)

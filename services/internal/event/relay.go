@@ -22,6 +22,7 @@ import (
 const (
 	maxBatch    = 512                    // events in one message
 	maxInFlight = 8                      // messages published but not yet acknowledged
+	markAtOnce  = 64                     // events in one statement: SQLite's cost grows with the square of its parameters
 	linger      = 2 * time.Millisecond   // waited after a commit for others to share its message
 	lookEvery   = 5 * time.Second        // for what another process committed
 	ackTimeout  = 10 * time.Second       // for one message
@@ -203,9 +204,11 @@ func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, erro
 			if !stored[i] {
 				continue
 			}
-			args := []any{db.FromTime(time.Now())}
-			if _, err := tx.Exec(ctx, `UPDATE outbox SET published_at = $1 WHERE id IN `+db.In(&args, b.ids), args...); err != nil {
-				return err
+			for ids := range slices.Chunk(b.ids, markAtOnce) {
+				args := []any{db.FromTime(time.Now())}
+				if _, err := tx.Exec(ctx, `UPDATE outbox SET published_at = $1 WHERE id IN `+db.In(&args, ids), args...); err != nil {
+					return err
+				}
 			}
 			n += len(b.ids)
 		}
