@@ -134,6 +134,9 @@ func identityFacts(i registry.Identity) map[string]string {
 
 // touchIdentity has the certificates of an identity judged again: whether somebody answers for them has changed.
 func (s *Store) touchIdentity(ctx context.Context, tx db.Tx, name string) error {
+	if err := s.turn(ctx, tx); err != nil {
+		return err
+	}
 	tx.Notify(DueTopic)
 	_, err := tx.Exec(ctx, `INSERT INTO due (subject, at) SELECT $1 || fingerprint, $2 FROM certificate WHERE identity = $3 AND present
 		ON CONFLICT (subject) DO UPDATE SET at = excluded.at`, finding.Certificates+"/", db.FromTime(s.now()), name)

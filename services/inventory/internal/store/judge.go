@@ -31,7 +31,6 @@ func (s *Store) touch(ctx context.Context, tx db.Tx, subjects []string) error {
 	if len(rows) > 0 {
 		tx.Notify(DueTopic)
 	}
-	// The update, even to the same time, makes whoever judges meanwhile wait for this transaction and look again.
 	return insert(ctx, tx, `due (subject, at)`, rows, `ON CONFLICT (subject) DO UPDATE SET at = excluded.at`)
 }
 
@@ -57,25 +56,20 @@ type open struct {
 func (s *Store) JudgeDue(ctx context.Context, l finding.Limits, most int) (int, error) {
 	n := 0
 	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		if err := s.turn(ctx, tx); err != nil {
+			return err
+		}
 		if err := lease.Guard(ctx, tx); err != nil {
 			return err
 		}
 		now := s.now()
-		subjects, err := texts(ctx, tx, `SELECT subject FROM due WHERE at <= $1 ORDER BY at, subject LIMIT $2`, db.FromTime(now), most)
+		subjects, err := texts(ctx, tx, `DELETE FROM due WHERE subject IN (SELECT subject FROM due WHERE at <= $1 ORDER BY at, subject LIMIT $2) RETURNING subject`, db.FromTime(now), most)
 		if err != nil {
 			return err
 		}
 		n = len(subjects)
 		if n == 0 {
 			return nil
-		}
-		// In the order in which facts are projected: hosts, then what is due.
-		if err := lockHosts(ctx, tx, subjects); err != nil {
-			return err
-		}
-		var args []any
-		if _, err := tx.Exec(ctx, `DELETE FROM due WHERE subject IN `+db.In(&args, subjects), args...); err != nil {
-			return err
 		}
 		g, err := gather(ctx, tx, subjects)
 		if err != nil {
@@ -101,22 +95,6 @@ func (s *Store) JudgeDue(ctx context.Context, l finding.Limits, most int) (int, 
 		return insert(ctx, tx, `due (subject, at)`, again, `ON CONFLICT DO NOTHING`)
 	})
 	return n, err
-}
-
-// lockHosts keeps hosts from reporting while they are judged: a heartbeat looks whether there is a finding that it ends.
-func lockHosts(ctx context.Context, tx db.Tx, subjects []string) error {
-	var names []string
-	for _, subject := range subjects {
-		if kind, name := finding.SplitSubject(subject); kind == finding.Hosts {
-			names = append(names, name)
-		}
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	var args []any
-	_, err := tx.Exec(ctx, `UPDATE host SET name = name WHERE name IN `+db.In(&args, names), args...)
-	return err
 }
 
 // Review judges subjects of which nobody said that they changed, and has those judged again whose findings, sums or next
@@ -155,6 +133,9 @@ func (s *Store) Review(ctx context.Context, l finding.Limits, subjects []string)
 		return 0, err
 	}
 	return len(wrong) + len(sums), s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		if err := s.turn(ctx, tx); err != nil {
+			return err
+		}
 		if err := s.refresh(ctx, tx, sums); err != nil {
 			return err
 		}
@@ -188,9 +169,6 @@ func nextMoments(ctx context.Context, tx db.Tx, subjects []string) (map[string]i
 	}
 	return all, err
 }
-
-// Vouch repeats what is done whenever a CA certificate comes in, for those that came in at the same time.
-func (s *Store) Vouch(ctx context.Context) error { return s.db.Write(ctx, s.vouch) }
 
 // Subjects lists what there is to be judged, in pages: those after a subject.
 func (s *Store) Subjects(ctx context.Context, kind, after string, limit int) ([]string, error) {

@@ -19,9 +19,11 @@ func scanHost(r row, h *catalog.Host) error {
 	return err
 }
 
-// withHost changes a host, making it if need be. Its row stays locked until the transaction ends, so whatever concerns one
-// host is done one at a time.
+// withHost changes a host, making it if need be.
 func (s *Store) withHost(ctx context.Context, tx db.Tx, name string, change func(*catalog.Host)) error {
+	if err := s.turn(ctx, tx); err != nil {
+		return err
+	}
 	var h catalog.Host
 	err := scanHost(tx.QueryRow(ctx, `INSERT INTO host (name, created) VALUES ($1, 0) ON CONFLICT (name) DO UPDATE SET name = excluded.name RETURNING `+hostColumns, name), &h)
 	if err != nil {
@@ -182,6 +184,9 @@ func (s *Store) PruneScans(ctx context.Context, before time.Time) error {
 	const old = `scan.started < $1 AND (scan.completed = 0 OR EXISTS (
 		SELECT 1 FROM scan n WHERE n.host = scan.host AND n.completed > 0 AND n.started > scan.started))`
 	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		if err := s.turn(ctx, tx); err != nil {
+			return err
+		}
 		if _, err := tx.Exec(ctx, `UPDATE host SET forgotten = $1 WHERE forgotten < $1 AND EXISTS (SELECT 1 FROM scan WHERE scan.host = host.name AND `+old+`)`, db.FromTime(before)); err != nil {
 			return err
 		}
@@ -192,8 +197,7 @@ func (s *Store) PruneScans(ctx context.Context, before time.Time) error {
 
 // RecordAssignment projects where a certificate must be live and whether it is.
 func (s *Store) RecordAssignment(ctx context.Context, tx db.Tx, g catalog.Generation) error {
-	// Both rows are locked until the transaction ends. A host that nobody has heard of has no sightings either.
-	if _, err := tx.Exec(ctx, `UPDATE host SET name = name WHERE name = $1`, g.Host); err != nil {
+	if err := s.turn(ctx, tx); err != nil {
 		return err
 	}
 	var oldHost, oldTarget string

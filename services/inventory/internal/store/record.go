@@ -19,6 +19,9 @@ const (
 
 // RecordIssued projects that a request ended in a certificate.
 func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) error {
+	if err := s.turn(ctx, tx); err != nil {
+		return err
+	}
 	if err := putCertificates(ctx, tx, []catalog.Certificate{i.Leaf}, i.Time); err != nil {
 		return err
 	}
@@ -42,6 +45,9 @@ func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) er
 
 // RecordAuthority projects an authority's CA certificates. Those it once had still vouch for what they issued.
 func (s *Store) RecordAuthority(ctx context.Context, tx db.Tx, a catalog.Authority) error {
+	if err := s.turn(ctx, tx); err != nil {
+		return err
+	}
 	if err := putCertificates(ctx, tx, a.Chain, a.Time); err != nil {
 		return err
 	}
@@ -116,7 +122,7 @@ func insert(ctx context.Context, tx db.Tx, into string, rows [][]any, conflict s
 	return nil
 }
 
-// distinct drops doubles and sorts, so that transactions lock rows in one order.
+// distinct drops doubles and sorts.
 func distinct(certs []catalog.Certificate) []catalog.Certificate {
 	certs = slices.Clone(certs)
 	slices.SortFunc(certs, func(a, b catalog.Certificate) int {
@@ -206,16 +212,12 @@ func signed(der, parent []byte) bool {
 	return err == nil && c.SignedBy(ca)
 }
 
-// refresh sums up, for searches, where certificates are, and has them judged. It locks their rows first and looks after, so
-// of two transactions that change the surroundings of one certificate the later sees what the earlier did.
+// refresh sums up, for searches, where certificates are, and has them judged.
 func (s *Store) refresh(ctx context.Context, tx db.Tx, fingerprints []string) error {
 	fingerprints = set(fingerprints)
 	for part := range slices.Chunk(fingerprints, chunk) {
 		var args []any
 		in := db.In(&args, part)
-		if _, err := tx.Exec(ctx, `UPDATE certificate SET known = known WHERE fingerprint IN `+in, args...); err != nil {
-			return err
-		}
 		if _, err := tx.Exec(ctx, `UPDATE certificate SET present = `+isPresent+`, served = `+isServed+`, replaced = `+isReplaced+` WHERE fingerprint IN `+in, args...); err != nil {
 			return err
 		}

@@ -2,8 +2,9 @@
 // assignments, findings.
 //
 // It guarantees that an identity never changes without its event, nor a finding; that projections come out the same in
-// whatever order and however often facts arrive, even with several replicas at work; and that lists page in a stable order by
-// index. What a fact means is decided in packages catalog and finding.
+// whatever order and however often facts arrive, even with several replicas at work, because they are written by one
+// transaction at a time; and that lists page in a stable order by index. What a fact means is decided in packages catalog and
+// finding.
 package store
 
 import (
@@ -52,6 +53,20 @@ func (s *Store) DB() *db.DB { return s.db }
 
 // Close closes the database.
 func (s *Store) Close() error { return s.db.Close() }
+
+// turnKey is that of the lock under which projections are written.
+const turnKey = 0x73616c6c79696e76 // "sallyinv"
+
+// turn waits until no other transaction writes projections, and keeps them out until this one ends. One is enough for any
+// fleet (see BenchmarkObservations), and what one fact changes because of another cannot be missed, nor can two lock each other
+// out. It must be called before anything is read that another may write.
+func (s *Store) turn(ctx context.Context, tx db.Tx) error {
+	if s.db.Exclusive() {
+		return nil // only one transaction writes at all
+	}
+	_, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(turnKey))
+	return err
+}
 
 // row is one row of a result.
 type row interface{ Scan(into ...any) error }

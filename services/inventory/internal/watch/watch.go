@@ -113,9 +113,6 @@ func (w *Watch) ReviewAll(ctx context.Context) error {
 	if err := w.c.Store.PruneScans(ctx, w.c.Now().Add(-keepScans)); err != nil {
 		return fmt.Errorf("forgetting old scans: %w", err)
 	}
-	if err := w.c.Store.Vouch(ctx); err != nil {
-		return fmt.Errorf("following chains of CA certificates: %w", err)
-	}
 	for _, kind := range store.SubjectKinds {
 		for after := ""; ctx.Err() == nil; {
 			subjects, err := w.c.Store.Subjects(ctx, kind, after, batch)
