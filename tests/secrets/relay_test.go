@@ -1,0 +1,219 @@
+package secrets
+
+import (
+	"bytes"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// relay stands between clients and a server and keeps all that both say, in the clear: it ends the clients' TLS with a
+// certificate that they take for the server's, and speaks to the server with the certificate that the client has shown.
+type relay struct {
+	listener net.Listener
+	upstream string
+	server   *tls.Config
+	// client gives the key pair of a client that has shown this leaf; nil takes clients without.
+	client func(leaf []byte) (*tls.Certificate, error)
+
+	mu    sync.Mutex
+	talks []*talk
+	wg    sync.WaitGroup
+}
+
+// talk is one connection.
+type talk struct {
+	protocol string
+	sent     bytes.Buffer // by the client
+	received bytes.Buffer
+}
+
+// listen starts a relay to upstream on a port of its own. It ends when stop is called, with all its connections.
+func (r *relay) listen(t *testing.T) {
+	t.Helper()
+	var err error
+	r.listener, err = net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	r.wg.Go(func() {
+		for {
+			conn, err := r.listener.Accept()
+			if err != nil {
+				return
+			}
+			r.wg.Go(func() { r.pass(conn) })
+		}
+	})
+}
+
+func (r *relay) address() string { return r.listener.Addr().String() }
+
+func (r *relay) stop() {
+	r.listener.Close()
+	r.wg.Wait()
+}
+
+// pass lets one connection through. What goes wrong ends it, as any broken connection would.
+func (r *relay) pass(raw net.Conn) {
+	defer raw.Close()
+	client := tls.Server(raw, r.server)
+	_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
+	if client.Handshake() != nil {
+		return
+	}
+	state := client.ConnectionState()
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12, ServerName: state.ServerName, InsecureSkipVerify: true, //nolint:gosec // this is the man in the middle
+		NextProtos: []string{state.NegotiatedProtocol},
+	}
+	if len(state.PeerCertificates) > 0 {
+		cert, err := r.client(state.PeerCertificates[0].Raw)
+		if err != nil {
+			return
+		}
+		config.Certificates = []tls.Certificate{*cert}
+	}
+	server, err := tls.Dial("tcp", r.upstream, config)
+	if err != nil {
+		return
+	}
+	defer server.Close()
+	_ = raw.SetDeadline(time.Time{})
+	of := &talk{protocol: state.NegotiatedProtocol}
+	r.mu.Lock()
+	r.talks = append(r.talks, of)
+	r.mu.Unlock()
+	var both sync.WaitGroup
+	both.Go(func() { r.copy(&of.sent, server, client) })
+	both.Go(func() { r.copy(&of.received, client, server) })
+	both.Wait()
+}
+
+// copy passes on what from says, and keeps it first. When one side ends, so does the other.
+func (r *relay) copy(keep *bytes.Buffer, to, from *tls.Conn) {
+	defer to.Close()
+	buffer := make([]byte, 16<<10)
+	for {
+		n, err := from.Read(buffer)
+		r.mu.Lock()
+		keep.Write(buffer[:n])
+		r.mu.Unlock()
+		if _, werr := to.Write(buffer[:n]); err != nil || werr != nil {
+			return
+		}
+	}
+}
+
+// part is something that was said, and where.
+type part struct {
+	place string
+	data  []byte
+}
+
+// said gives all that was said so far.
+func (r *relay) said() ([]part, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var all []part
+	for _, of := range r.talks {
+		if of.protocol != "h2" {
+			for _, side := range []*bytes.Buffer{&of.sent, &of.received} {
+				all = append(all, part{"HTTP/1.1", bytes.Clone(side.Bytes())}, part{"JWS", decoded(side.Bytes())})
+			}
+			continue
+		}
+		calls := map[uint32]string{}
+		sent, ok := bytes.CutPrefix(of.sent.Bytes(), []byte(http2.ClientPreface))
+		if !ok {
+			return nil, errors.New("a connection does not begin as HTTP/2 does")
+		}
+		for _, side := range []struct {
+			name string
+			data []byte
+		}{{"request", sent}, {"response", of.received.Bytes()}} {
+			parts, err := messages(side.name, side.data, calls)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, parts...)
+		}
+	}
+	return all, nil
+}
+
+// messages reads one side of an HTTP/2 connection: headers, and gRPC messages by method.
+func messages(side string, data []byte, calls map[uint32]string) ([]part, error) {
+	reader := bytes.NewReader(data)
+	framer := http2.NewFramer(io.Discard, reader)
+	framer.ReadMetaHeaders = hpack.NewDecoder(64<<10, nil)
+	framer.SetMaxReadFrameSize(1 << 24)
+	var all []part
+	bodies := map[uint32]*bytes.Buffer{}
+	for {
+		rest := data[len(data)-reader.Len():]
+		frame, err := framer.ReadFrame()
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			all = append(all, part{"cut off in a " + side, bytes.Clone(rest)})
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("reading a %s: %w", side, err)
+		}
+		switch f := frame.(type) {
+		case *http2.MetaHeadersFrame:
+			var text strings.Builder
+			for _, field := range f.Fields {
+				if field.Name == ":path" {
+					calls[f.StreamID] = strings.TrimPrefix(field.Value, "/")
+				}
+				fmt.Fprintf(&text, "%s: %s\n", field.Name, field.Value)
+			}
+			all = append(all, part{calls[f.StreamID] + " headers of the " + side, []byte(text.String())})
+		case *http2.DataFrame:
+			if bodies[f.StreamID] == nil {
+				bodies[f.StreamID] = &bytes.Buffer{}
+			}
+			bodies[f.StreamID].Write(f.Data())
+		}
+	}
+	for id, body := range bodies {
+		for b := body.Bytes(); len(b) >= 5; {
+			size := int(binary.BigEndian.Uint32(b[1:]))
+			if b[0] != 0 {
+				return nil, fmt.Errorf("a %s of %s is compressed", side, calls[id])
+			}
+			if len(b) < 5+size {
+				all = append(all, part{calls[id] + " " + side + ", cut off", bytes.Clone(b)})
+				break
+			}
+			all = append(all, part{calls[id] + " " + side, bytes.Clone(b[5 : 5+size])})
+			b = b[5+size:]
+		}
+	}
+	return all, nil
+}
+
+var coded = regexp.MustCompile(`[A-Za-z0-9_-]{40,}`)
+
+// decoded is what the base64url texts in data say: the parts of a JWS (RFC 7515).
+func decoded(data []byte) []byte {
+	var all bytes.Buffer
+	for _, text := range coded.FindAll(data, -1) {
+		if plain, err := base64.RawURLEncoding.DecodeString(string(text)); err == nil {
+			all.Write(plain)
+			all.WriteByte('\n')
+		}
+	}
+	return all.Bytes()
+}

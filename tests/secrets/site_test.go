@@ -1,0 +1,387 @@
+package secrets
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
+	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/pebbletest"
+	"github.com/sallyport-pki/sallyport/tests/lab"
+)
+
+// ground is a file system in memory, of the jail alone.
+const ground = "/mnt"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, m.Run))
+}
+
+// patience is how long anything may take before it counts as never.
+const patience = 45 * time.Second
+
+// config makes the loops quick, and lets the program say all it has to say.
+const config = `
+log: {level: debug}
+deployer:
+  agents: {heartbeat_interval: 1s, away_after: 1m, scan_interval: 1s}
+  rollout: {retry_after: [500ms], ask_issuer_every: 1s, check_every: 5s}
+issuer:
+  identity_max_age: 100ms
+  orders: {poll: 100ms, poll_max: 500ms, network: 200ms, network_max: 1s, validation: [300ms, 600ms, 1s], claim: 6s, pass: 1s, host_patience: 5s}
+  renewal_info: {every: 1s, least: 500ms, most: 2s, retry: 500ms}
+audit: {checkpoint_interval: 100ms}
+`
+
+// Keys that accounts are bound to CAs with (RFC 8555 section 7.3.4). The second is not written as it must be.
+const (
+	mac      = "zWNDZM6eQGHWpSRTPal5eIUYFTu7EajVIoguysqZ9wG44nMEtx3MUAsUDkMTQ12W"
+	crookMAC = "this+is/no=base64url and it must not be quoted by any error either"
+)
+
+// site is a control plane, the agents that reach it through a relay, and all secrets there are.
+type site struct {
+	*lab.Lab
+	*hoard
+	plane    *lab.Plane
+	deployer deployerv1.DeployerServiceClient
+	grpc     *relay // between agents or operators and the control plane
+	acme     *relay // between the issuer and its CA
+	contexts string // the operator's, with the relay as server
+	hosts    []*host
+
+	challenges string // where the CA fetches what a host answers
+}
+
+// host has a server, an agent and one deployment, all of one name.
+type host struct {
+	*lab.Host
+	server *lab.Site
+}
+
+func newSite(t *testing.T) *site {
+	t.Helper()
+	dir, err := os.MkdirTemp(ground, "")
+	must(t, err)
+	s := &site{Lab: lab.New(dir, bin(t)), hoard: newHoard()}
+	t.Cleanup(func() {
+		for _, p := range s.processes() {
+			if t.Failed() {
+				lines := strings.Split(strings.TrimSpace(p.Output()), "\n")
+				t.Logf("--- %s\n%s", p.Name, strings.Join(lines[max(0, len(lines)-30):], "\n"))
+			}
+		}
+		s.Close()
+	})
+	s.watch()
+	s.OnClose(s.hoard.stop)
+	s.plane = ok(s.Serve(t.Context(), "control", lab.ServeOptions{Config: config}))(t)
+	s.deployer = deployerv1.NewDeployerServiceClient(ok(s.plane.Dial("deployer"))(t))
+	s.from("operator key", "admin", filepath.Join(s.plane.Operator(), identity.FileKey))
+	s.relayCalls(t)
+	s.relayACME(t)
+	return s
+}
+
+func (s *site) processes() []*lab.Process {
+	var all []*lab.Process
+	for _, h := range s.hosts {
+		all = append(all, h.Process, h.server.Process)
+	}
+	if s.plane != nil {
+		all = append(all, s.plane.Process)
+	}
+	return all
+}
+
+// relayCalls puts a relay before the control plane. It can pass for it only with what the trust domain's root has signed.
+func (s *site) relayCalls(t *testing.T) {
+	t.Helper()
+	services := map[string]*tls.Certificate{}
+	for _, name := range []string{"deployer", "issuer", "inventory", "audit"} {
+		out := filepath.Join(s.Dir, "relay-"+name)
+		ok(s.plane.Do(t.Context(), "trust", "issue", "service/"+name, "--data", s.plane.Data, "--out", out))(t)
+		pair := ok(tls.LoadX509KeyPair(filepath.Join(out, identity.FileSVID), filepath.Join(out, identity.FileKey)))(t)
+		root, _ := pem.Decode(ok(os.ReadFile(filepath.Join(out, identity.FileBundle)))(t))
+		pair.Certificate = append(pair.Certificate, root.Bytes) // as the control plane does, for the first contact
+		services[name] = &pair
+		s.from("service key", name, filepath.Join(out, identity.FileKey))
+	}
+	s.grpc = &relay{upstream: s.plane.Address, client: s.pair, server: &tls.Config{
+		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2"}, SessionTicketsDisabled: true,
+		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			name, _ := strings.CutSuffix(hello.ServerName, rpc.ServerNameSuffix)
+			if services[name] == nil {
+				return nil, fmt.Errorf("%q is no service", hello.ServerName)
+			}
+			return services[name], nil
+		},
+	}}
+	s.grpc.listen(t)
+	s.OnClose(s.grpc.stop)
+	s.contexts = filepath.Join(s.Dir, "contexts.yaml")
+	must(t, os.WriteFile(s.contexts, fmt.Appendf(nil, "current_context: relay\ncontexts: [{name: relay, server: %q, identity: %q}]\n",
+		s.grpc.address(), s.plane.Operator()), 0o600))
+}
+
+// relayACME starts a CA that wants its accounts bound, with a relay before it, and the authority "public".
+func (s *site) relayACME(t *testing.T) {
+	t.Helper()
+	port := ok(lab.FreePort())(t)
+	ca := ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, EABKeys: map[string]string{"kid-1": mac}, AdviceEvery: time.Second}))(t)
+	s.OnClose(ca.Close)
+	own, key := filepath.Join(s.Dir, "relay-acme.pem"), filepath.Join(s.Dir, "relay-acme.key")
+	must(t, lab.SelfSigned("localhost", own, key))
+	pair := ok(tls.LoadX509KeyPair(own, key))(t)
+	directory := strings.TrimPrefix(ca.Directory(), "https://")
+	address, path, _ := strings.Cut(directory, "/")
+	s.acme = &relay{upstream: address, server: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, Certificates: []tls.Certificate{pair}}}
+	s.acme.listen(t)
+	s.OnClose(s.acme.stop)
+	_, relayPort, _ := strings.Cut(s.acme.address(), ":")
+
+	secrets := filepath.Join(s.plane.Data, "secrets")
+	must(t, os.MkdirAll(secrets, 0o700))
+	for name, text := range map[string]string{"public-mac": mac, "crooked-mac": crookMAC} {
+		must(t, os.WriteFile(filepath.Join(secrets, name), []byte(text), 0o600))
+	}
+	s.add(secret{"MAC key", "kid-1", string(ok(base64.RawURLEncoding.DecodeString(mac))(t))}, secret{"MAC key", "kid-1 as it is written", mac},
+		secret{"MAC key", "crooked", crookMAC})
+	bundle := strings.ReplaceAll(strings.TrimSpace(string(ok(os.ReadFile(own))(t))), "\n", "\n    ")
+	authority := func(name, mac, contact string) string {
+		return fmt.Sprintf("kind: Authority\nname: %s\nacme:\n  directory: https://localhost:%s/%s\n  contacts: [%q]\n  eab_key_id: kid-1\n  eab_key_secret: %s\n  terms_agreed: true\n  ca_bundle_pem: |\n    %s\n",
+			name, relayPort, path, contact, mac, bundle)
+	}
+	s.apply(t, "kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n", profile("corp", "corp", "ecdsa-p256", "lifetime: 90d"),
+		profile("old", "corp", "rsa-2048", "lifetime: 90d"), authority("public", "public-mac", "mailto:"+planted["contact"].text+"@example.com"),
+		profile("public", "public", "ecdsa-p256", "acme_profile: default"))
+	// One that cannot work says why, without the key.
+	r := s.cli(t, "apply", "-f", s.write(t, "crooked.yaml", authority("crooked", "crooked-mac", "mailto:pki@example.com")))
+	s.write(t, "crooked.answer", r.Stdout+r.Stderr)
+	s.challenges = fmt.Sprintf("127.0.0.1:%d", port)
+}
+
+func profile(name, authority, keyType, extra string) string {
+	return fmt.Sprintf("kind: Profile\nname: %s\nauthority: %s\nkey_types: [%s]\nusages: [server_auth]\nallowed_domains: [example.com]\n%s\n", name, authority, keyType, extra)
+}
+
+// bin is the folder that `make build` fills.
+func bin(t *testing.T) string {
+	t.Helper()
+	dir := ok(filepath.Abs("../../bin"))(t)
+	for _, program := range []string{"sallyport", "sallyport-agent"} {
+		if _, err := os.Stat(filepath.Join(dir, program)); err != nil {
+			t.Fatalf("%v: run make build", err)
+		}
+	}
+	return dir
+}
+
+// ok takes the result of a call that must succeed.
+func ok[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		must(t, err)
+		return v
+	}
+}
+
+func (s *site) await(t *testing.T, what string, check func() error) {
+	t.Helper()
+	must(t, lab.Await(t.Context(), patience, what, check, s.plane.Process))
+}
+
+// cli runs the operator's command line through the relay.
+func (s *site) cli(t *testing.T, args ...string) lab.Result {
+	t.Helper()
+	return ok(s.Run(t.Context(), lab.Command{Path: filepath.Join(s.Bin, "sallyport"), Args: args, Env: []string{"SALLYPORT_CONFIG=" + s.contexts}}))(t)
+}
+
+// do is cli for what must succeed.
+func (s *site) do(t *testing.T, args ...string) string {
+	t.Helper()
+	r := s.cli(t, args...)
+	if r.Code != 0 {
+		t.Fatalf("sallyport %s: %s", strings.Join(args, " "), r.Stderr)
+	}
+	return r.Stdout
+}
+
+func (s *site) write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(s.Dir, name)
+	must(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+func (s *site) apply(t *testing.T, documents ...string) {
+	t.Helper()
+	s.do(t, "apply", "-f", s.write(t, "apply.yaml", strings.Join(documents, "---\n")))
+}
+
+// enrol makes a host. extra is its agent's configuration.
+func (s *site) enrol(t *testing.T, name string, server *lab.Site, extra string) *host {
+	t.Helper()
+	h := &host{server: server}
+	key := server.Key
+	if key == "" {
+		key = server.Certificate
+	}
+	s.from("host key", name, key)
+	for _, record := range []string{"pending", "current", "next"} {
+		s.from("agent key", name, filepath.Join(s.Dir, name, "state/identity", record))
+	}
+	token := s.write(t, name+".token", s.token(t, name))
+	extra = "log: {level: debug}\nverify: {interval: 500ms, wait: 2s}\nscan: {listeners: \"off\"}\n" + extra
+	h.Host = ok(s.Lab.Host(t.Context(), name, token, lab.HostOptions{Server: s.grpc.address(), Extra: extra}))(t)
+	s.hosts = append(s.hosts, h)
+	return h
+}
+
+// token makes a join token.
+func (s *site) token(t *testing.T, host string) string {
+	t.Helper()
+	text := s.do(t, "token", "create", "--host", host, "--quiet")
+	s.add(secret{"join token", host, string(ok(identity.ParseJoinToken(text))(t).Secret)})
+	return text
+}
+
+// deploy gives the host a certificate of the profile.
+func (s *site) deploy(t *testing.T, h *host, profile, connector string, settings map[string]string) {
+	t.Helper()
+	s.apply(t, fmt.Sprintf("kind: Identity\nname: %[1]s\nowner: team@example.com\npurpose: secrets\nnames: {dns: [%[1]s.example.com]}\n", h.Name),
+		fmt.Sprintf("kind: Deployment\nname: %[1]s\nidentity: %[1]s\nprofile: %[2]s\ntargets: [{host: %[1]s, connector: %[3]s, settings: %[4]s}]\n",
+			h.Name, profile, connector, ok(json.Marshal(settings))(t)))
+}
+
+func (s *site) assignment(t *testing.T, h *host) *deployerv1.AssignmentStatus {
+	t.Helper()
+	d := ok(s.deployer.GetDeployment(t.Context(), &deployerv1.GetDeploymentRequest{Name: h.Name}))(t)
+	if all := d.GetDeployment().GetStatus().GetAssignments(); len(all) == 1 {
+		return all[0]
+	}
+	return &deployerv1.AssignmentStatus{}
+}
+
+// healthy waits until the host serves what it was assigned in this generation, and has its key alone.
+func (s *site) healthy(t *testing.T, h *host, generation int64) {
+	t.Helper()
+	s.await(t, fmt.Sprintf("%s in generation %d", h.Name, generation), func() error {
+		a := s.assignment(t, h)
+		if a.GetGeneration() != generation || a.GetState() != deployerv1.AssignmentState_ASSIGNMENT_STATE_SERVED {
+			return fmt.Errorf("generation %d is %s: %s", a.GetGeneration(), a.GetState(), a.GetMessage())
+		}
+		pending, err := os.ReadDir(filepath.Join(h.State, "keys"))
+		if err != nil || len(pending) > 0 {
+			return fmt.Errorf("keys that wait: %v, %w", pending, err)
+		}
+		return nil
+	})
+	served := ok(lab.Served(t.Context(), h.server.Address, h.Name+".example.com"))(t)
+	if key, err := s.pair(served[0].Raw); err != nil || key == nil {
+		t.Errorf("the key of what %s serves is not known: %v", h.Name, err)
+	}
+}
+
+// renewIdentity makes the agent think that it is time.
+func (s *site) renewIdentity(t *testing.T, h *host) {
+	t.Helper()
+	must(t, h.Stop())
+	file := filepath.Join(h.State, "identity/current")
+	_, payload, _ := strings.Cut(string(ok(os.ReadFile(file))(t)), "\n")
+	var record map[string]any
+	must(t, json.Unmarshal([]byte(payload), &record))
+	record["renew_at"] = "2020-01-01T00:00:00Z"
+	changed := ok(json.Marshal(record))(t)
+	sum := sha256.Sum256(changed)
+	must(t, os.WriteFile(file, append([]byte("sallyport 1 "+hex.EncodeToString(sum[:])+"\n"), changed...), 0o600))
+	must(t, h.Start())
+	s.await(t, "the agent to renew its identity", func() error {
+		_, now, _ := strings.Cut(string(ok(os.ReadFile(file))(t)), "\n")
+		var next map[string]any
+		if err := json.Unmarshal([]byte(now), &next); err != nil {
+			return err
+		}
+		if next["key"] == record["key"] {
+			return errors.New("it has the old key")
+		}
+		return nil
+	})
+}
+
+// files gives every file of the run, logs by themselves.
+func (s *site) files(medium string, each func(part) error) error {
+	return filepath.WalkDir(s.Dir, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !d.Type().IsRegular() { // gone meanwhile, or no file
+			return nil
+		}
+		if err != nil || strings.HasSuffix(path, ".log") != (medium == "log") {
+			return err
+		}
+		place, err := filepath.Rel(s.Dir, path)
+		if err != nil {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		return each(part{place, data})
+	})
+}
+
+// commands gives what every process was started with.
+func (s *site) commands(each func(part) error) error {
+	s.mu.Lock()
+	all := slices.Collect(maps.Keys(s.hoard.started))
+	s.mu.Unlock()
+	for _, text := range all {
+		name, _, _ := strings.Cut(text, "\x00")
+		if err := each(part{name, []byte(text)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// records gives every record of the audit log, as an export has it.
+func (s *site) records(t *testing.T, each func(part) error) error {
+	t.Helper()
+	export := filepath.Join(s.Dir, "records.jsonl")
+	s.do(t, "audit", "export", "-o", export)
+	text, err := os.ReadFile(export)
+	if err != nil {
+		return err
+	}
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		if err := each(part{"export", []byte(line)}); err != nil {
+			return err
+		}
+		n++
+	}
+	if n < 20 {
+		return fmt.Errorf("there are only %d records", n)
+	}
+	return nil
+}
