@@ -128,7 +128,7 @@ func (k *Keeper) try(ctx context.Context, next *Identity) error {
 	}
 	defer conn.Close()
 	_, err = agentv1.NewAgentServiceClient(conn).ReportObservation(ctx, &agentv1.ReportObservationRequest{Info: k.Info, Time: timestamppb.New(k.Now())})
-	if f := fault.Of(err); f != nil && f.Reason == reasonKeyUnknown {
+	if f := fault.Of(err); f != nil && f.Reason == pace.ReasonKeyUnknown {
 		return errors.Join(fmt.Errorf("the server does not take the new identity, the old one stays: %w", err), k.Store.folder.Remove(recordNext))
 	}
 	if err != nil { // the server may know it already: it is given up for nothing less
@@ -137,11 +137,8 @@ func (k *Keeper) try(ctx context.Context, next *Identity) error {
 	return k.take(ctx, recordNext, next)
 }
 
-// The server's reasons that decide how to go on.
-const (
-	reasonKeyUnknown    = "KEY_UNKNOWN"
-	reasonReturnRefused = "RETURN_REFUSED"
-)
+// reasonReturnRefused is the server's answer to a key it does not know.
+const reasonReturnRefused = "RETURN_REFUSED"
 
 func (k *Keeper) take(ctx context.Context, name string, id *Identity) error {
 	rec, _, err := k.Store.read(ctx, name)

@@ -21,6 +21,10 @@ func New(base, most time.Duration) Pace { return Pace{base: base, max: most} }
 // patience is the least wait after a refusal that a person must lift.
 const patience = 30 * time.Second
 
+// ReasonKeyUnknown is the server's refusal of a key that another one of this
+// agent has just replaced: no person must lift it.
+const ReasonKeyUnknown = "KEY_UNKNOWN"
+
 // After says how long to wait after the error. Full jitter (anything from zero
 // to the bound) spreads a fleet that lost its server best.
 func (p *Pace) After(err error) time.Duration {
@@ -35,7 +39,7 @@ func (p *Pace) After(err error) time.Duration {
 		if f.RetryAfter > 0 {
 			wait += rand.N(f.RetryAfter/4 + 1)
 		}
-		if f.Kind == fault.Denied || f.Kind == fault.Unauthenticated {
+		if f.Kind == fault.Denied && f.Reason != ReasonKeyUnknown {
 			wait = max(wait, min(patience, p.max))
 		}
 	}

@@ -47,6 +47,10 @@ func TestServerSaysWhen(t *testing.T) {
 	if d := p.After(fault.New(fault.Denied, "LOCKED", "x")); d < patience {
 		t.Errorf("%v after a refusal", d)
 	}
+	p = New(time.Millisecond, time.Minute)
+	if d := p.After(fault.New(fault.Denied, ReasonKeyUnknown, "x")); d > time.Second {
+		t.Errorf("%v after the key was replaced", d)
+	}
 }
 
 func TestPassing(t *testing.T) {
