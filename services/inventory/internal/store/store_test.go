@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -520,4 +521,55 @@ func TestRestart(t *testing.T) {
 			t.Errorf("%+v, %v", i, err)
 		}
 	})
+}
+
+// Two replicas tell at the same moment that a certificate exists and that it was replaced. Neither transaction can see what the
+// other has not committed, yet the sum must be right.
+func TestTurns(t *testing.T) {
+	f := open(t, servicetest.Postgres(t))
+	ca := certtest.NewCA(t, "Root")
+	life := certtest.Leaf{Names: []string{"a.example.com"}, From: born, To: born.Add(90 * day)}
+	old, next := ca.Issue(life), ca.Issue(life)
+	issued := func(ctx context.Context, tx db.Tx, c catalog.Certificate, replaces string) error {
+		return f.RecordIssued(ctx, tx, catalog.Issued{Leaf: c, Request: "r" + fp(c), Identity: "shop", Authority: "internal", Replaces: replaces, Time: born})
+	}
+	other := make(chan error, 1)
+	begin := sync.OnceFunc(func() {
+		go func() {
+			other <- f.DB().Write(context.Background(), func(ctx context.Context, tx db.Tx) error { return issued(ctx, tx, old, "") })
+		}()
+	})
+	f.write(func(ctx context.Context, tx db.Tx) error {
+		if err := issued(ctx, tx, next, fp(old)); err != nil {
+			return err
+		}
+		begin()
+		for waiting := 0; waiting == 0; { // for this transaction, or done
+			select {
+			case err := <-other:
+				other <- err
+				return nil
+			case <-time.After(5 * time.Millisecond):
+			}
+			err := tx.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`).Scan(&waiting)
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := <-other; err != nil {
+		t.Fatal(err)
+	}
+	k, err := f.Certificate(t.Context(), fp(old))
+	if err != nil || k.ReplacedBy != fp(next) {
+		t.Fatalf("replaced by %q, %v", k.ReplacedBy, err)
+	}
+	replaced := false
+	err = f.DB().Read(t.Context(), func(ctx context.Context, tx db.Tx) error {
+		return tx.QueryRow(ctx, `SELECT replaced FROM certificate WHERE fingerprint = $1`, fp(old)).Scan(&replaced)
+	})
+	if err != nil || !replaced {
+		t.Errorf("the sum says replaced %v, %v", replaced, err)
+	}
 }
