@@ -51,11 +51,11 @@ tools: ## Install what the tests need (with apt as root; else print the command 
 lint: $(TOOLS)/golangci-lint $(TOOLS)/buf ## Lint protos and Go, import table included
 	@$(TOOLS)/buf lint
 	@$(TOOLS)/buf breaking --against proto/released.binpb
-	@for m in $(filter-out gen,$(MODULES)); do echo "lint $$m"; (cd $$m && $(CURDIR)/$(TOOLS)/golangci-lint run --config $(CURDIR)/.golangci.yml ./...); done
+	@for m in $(filter-out gen,$(MODULES)); do echo "lint $$m"; (cd $$m && $(CURDIR)/$(TOOLS)/golangci-lint run --allow-parallel-runners --config $(CURDIR)/.golangci.yml ./...); done
 
 .PHONY: fix-lint
 fix-lint: $(TOOLS)/golangci-lint ## Repair what the linter can
-	@for m in $(filter-out gen,$(MODULES)); do (cd $$m && $(CURDIR)/$(TOOLS)/golangci-lint run --fix --config $(CURDIR)/.golangci.yml ./...); done
+	@for m in $(filter-out gen,$(MODULES)); do (cd $$m && $(CURDIR)/$(TOOLS)/golangci-lint run --allow-parallel-runners --fix --config $(CURDIR)/.golangci.yml ./...); done
 
 .PHONY: gen
 gen: $(TOOLS)/buf ## Generate Go from the protos
