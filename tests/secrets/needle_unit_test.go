@@ -12,6 +12,7 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -27,7 +28,7 @@ func TestSearcher(t *testing.T) {
 		for how, text := range written(t, key) {
 			noise := make([]byte, 1000)
 			rand.Read(noise)
-			if found := s.find(append(append(noise, text...), noise...)); len(found) == 0 {
+			if found := s.find(slices.Concat(noise, []byte(text), noise)); len(found) == 0 {
 				t.Errorf("not found: %s: %q", how, text)
 			}
 		}
