@@ -8,14 +8,15 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
 	"github.com/sallyport-pki/sallyport/tests/lab"
 )
 
-// scanning makes agents look for certificates all the time, in files and behind listeners.
-const scanning = "verify: {interval: 500ms, wait: 2s}\nscan: {interval: 1s, listeners: auto}\n"
+// scanning makes agents look for certificates often, in files and behind listeners: those of all scenarios that run at once.
+const scanning = "verify: {interval: 500ms, wait: 2s}\nscan: {interval: 2s, listeners: auto}\n"
 
 // TestInventory: what exists, where, until when, who owns it, and what is wrong, after real deployments.
 func TestInventory(t *testing.T) {
@@ -23,20 +24,20 @@ func TestInventory(t *testing.T) {
 	w := newWorld(t, "")
 	w.apply(t, "kind: Authority\nname: labs\ninternal: {common_name: Labs CA}\n",
 		profile("long", "corp", "lifetime: 300d"), profile("labs", "labs", "lifetime: 20d"), profile("minute", "corp", "lifetime: 1m"))
+	t.Run("hosts", func(t *testing.T) {
+		t.Run("answers", func(t *testing.T) { t.Parallel(); answers(t, w) })
+		t.Run("swapped by hand", func(t *testing.T) { t.Parallel(); swapped(t, w, w.nginx(t, "swapped", "")) })
+		t.Run("silent host", func(t *testing.T) { t.Parallel(); silent(t, w, w.nginx(t, "silent", "")) })
+		t.Run("overdue: renewal is off", func(t *testing.T) { t.Parallel(); renewalOff(t, w, w.nginx(t, "sleepy", "")) })
+		t.Run("overdue: the agent is gone", func(t *testing.T) { t.Parallel(); agentGone(t, w, w.nginx(t, "absent", "")) })
+	})
+}
+
+func answers(t *testing.T, w *world) {
 	host := func(t *testing.T, name string) *host {
 		site := ok(w.Nginx(t.Context(), name+"-nginx", name+".example.com"))(t)
 		return w.enrolWith(t, name, site, scanning+"connectors:\n"+site.Connector())
 	}
-	t.Run("hosts", func(t *testing.T) {
-		t.Run("answers", func(t *testing.T) { t.Parallel(); answers(t, w, host) })
-		t.Run("swapped by hand", func(t *testing.T) { t.Parallel(); swapped(t, w, host(t, "swapped")) })
-		t.Run("silent host", func(t *testing.T) { t.Parallel(); silent(t, w, host(t, "silent")) })
-		t.Run("overdue: renewal is off", func(t *testing.T) { t.Parallel(); renewalOff(t, w, host(t, "sleepy")) })
-		t.Run("overdue: the agent is gone", func(t *testing.T) { t.Parallel(); agentGone(t, w, host(t, "absent")) })
-	})
-}
-
-func answers(t *testing.T, w *world, host func(*testing.T, string) *host) {
 	one, two := host(t, "ledger"), host(t, "notes")
 	// Before anything is deployed the placeholders are strangers.
 	placeholder := lab.Fingerprint(one.served(t))
@@ -50,12 +51,18 @@ func answers(t *testing.T, w *world, host func(*testing.T, string) *host) {
 
 	all := func(q *inventoryv1.ListCertificatesRequest) func() ([]string, error) {
 		return func() ([]string, error) {
-			page, err := w.inventory.ListCertificates(t.Context(), q)
+			q := proto.CloneOf(q)
+			q.PageSize = 20 // so that there are pages to follow
 			var found []string
-			for _, c := range page.GetCertificates() {
-				found = append(found, c.GetCertificate().GetFingerprint())
+			for {
+				page, err := w.inventory.ListCertificates(t.Context(), q)
+				for _, c := range page.GetCertificates() {
+					found = append(found, c.GetCertificate().GetFingerprint())
+				}
+				if q.PageToken = page.GetNextPageToken(); err != nil || q.PageToken == "" {
+					return found, err
+				}
 			}
-			return found, err
 		}
 	}
 	for what, c := range map[string]struct {
