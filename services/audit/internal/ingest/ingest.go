@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
@@ -83,15 +84,35 @@ func (i *Ingest) consume(ctx context.Context) error {
 		return fmt.Errorf("subscribing: %w", err)
 	}
 	defer messages.Stop()
-	for {
-		batch, err := i.gather(ctx, messages)
-		if err != nil {
-			return err
+	// One batch is read while the one before it is recorded, which mostly waits for the disk.
+	ready := make(chan batch)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for {
+			b, err := i.gather(ctx, messages)
+			if err != nil {
+				return err
+			}
+			select {
+			case ready <- b:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
-		if err := i.record(ctx, batch); err != nil {
-			return err
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case b := <-ready:
+				if err := i.record(ctx, b); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 		}
-	}
+	})
+	return g.Wait()
 }
 
 // batch is what is recorded and acknowledged together.
