@@ -26,8 +26,11 @@ const (
 	maxTokenTTL     = 7 * 24 * time.Hour
 	// pageBytes ends a page early, so that a message stays well below its limit.
 	pageBytes = 2 << 20
-	// watchEach is the shortest time between two messages of a watch.
-	watchEach   = 100 * time.Millisecond
+	// A watch pauses after each message for so many times what the message took, within these bounds: a small deployment is
+	// followed closely, a large one does not keep the server busy.
+	watchPause  = 10
+	watchLeast  = 5 * time.Millisecond
+	watchMost   = 100 * time.Millisecond
 	maxWarnings = 50
 )
 
@@ -206,6 +209,7 @@ func (o *operators) WatchDeployment(req *deployerv1.WatchDeploymentRequest, out 
 	defer woken.Stop()
 	var last *deployerv1.Deployment
 	for {
+		begun := time.Now()
 		v, err := o.Store.Deployment(ctx, req.GetName())
 		if err != nil {
 			return ended(ctx, err)
@@ -216,7 +220,8 @@ func (o *operators) WatchDeployment(req *deployerv1.WatchDeploymentRequest, out 
 			}
 			last = d
 		}
-		if !wait(ctx, watchEach, nil) || !wait(ctx, lookAnyway, woken.C) {
+		pause := min(max(watchPause*time.Since(begun), watchLeast), watchMost)
+		if !wait(ctx, pause, nil) || !wait(ctx, lookAnyway, woken.C) {
 			return ended(ctx, ctx.Err())
 		}
 	}
