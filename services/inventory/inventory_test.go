@@ -468,7 +468,7 @@ func TestBadRequests(t *testing.T) {
 	}
 	i.Etag = "stale"
 	_, err := l.operator.ApplyIdentity(ctx, &inventoryv1.ApplyIdentityRequest{Identity: i})
-	if f := fault.Of(err); f == nil || f.Kind != fault.Conflict || f.Reason != "STALE_ETAG" {
+	if f := fault.Of(err); f == nil || f.Kind != fault.Conflict || f.Reason != "ETAG_MISMATCH" {
 		t.Errorf("stale: %v", err)
 	}
 	i.Etag, i.Purpose = "", "another"

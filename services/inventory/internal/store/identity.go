@@ -44,7 +44,7 @@ func noIdentity(name string) error {
 
 // ApplyIdentity creates or changes an identity so that it is as wanted, and gives it as stored and whether that changed
 // anything. Where nothing changes nothing is written; with checkOnly nothing ever is, and the answer is what it would be.
-// A wanted ETag that is not the stored one is refused with fault.Conflict STALE_ETAG.
+// A wanted ETag that is not the stored one is refused with fault.Conflict ETAG_MISMATCH.
 func (s *Store) ApplyIdentity(ctx context.Context, want registry.Identity, checkOnly bool) (registry.Identity, bool, error) {
 	var next registry.Identity
 	var changed bool
@@ -86,7 +86,7 @@ func compare(ctx context.Context, tx db.Tx, want registry.Identity) (next regist
 }
 
 func stale(name string) error {
-	return fault.New(fault.Conflict, "STALE_ETAG", "identity %q has changed meanwhile: read it and apply again", name)
+	return fault.New(fault.Conflict, "ETAG_MISMATCH", "identity %q has changed meanwhile: read it and apply again", name)
 }
 
 func (s *Store) putIdentity(ctx context.Context, tx db.Tx, i registry.Identity, exists bool, before string) error {

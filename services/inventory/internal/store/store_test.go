@@ -206,7 +206,7 @@ func TestIdentities(t *testing.T) {
 		}
 		for _, stale := range []registry.Identity{wish, {Name: "other", Owner: "x", Purpose: "x", ETag: "gone"}} {
 			_, _, err = f.ApplyIdentity(ctx, stale, false)
-			refused(t, err, fault.Conflict, "STALE_ETAG")
+			refused(t, err, fault.Conflict, "ETAG_MISMATCH")
 		}
 		stored, err := f.Identity(ctx, "shop")
 		if err != nil || !stored.Equal(second) || stored.ETag != second.ETag || stored.Labels["site"] != "north" {
