@@ -42,9 +42,9 @@ type AgentsConfig struct {
 	// MaxStreams bounds the agents connected to this replica at once; each costs about 50 KiB. Default 20000.
 	MaxStreams int `yaml:"max_streams"`
 	// StreamsPerSecond paces agents that connect, after a burst of StreamsBurst: the rest are told when to come again.
-	// Default 500.
+	// Default 1000, about what two cores take.
 	StreamsPerSecond float64 `yaml:"streams_per_second"`
-	// StreamsBurst is how many agents may connect at once. Default 1000.
+	// StreamsBurst is how many agents may connect at once. Default 2000.
 	StreamsBurst int `yaml:"streams_burst"`
 }
 
@@ -111,8 +111,8 @@ func (c *Config) fill() {
 	set(&c.Agents.ScanInterval, config.Duration(6*time.Hour))
 	set(&c.Agents.AwayAfter, max(config.Duration(3*time.Minute), 3*c.Agents.HeartbeatInterval))
 	set(&c.Agents.MaxStreams, 20000)
-	set(&c.Agents.StreamsPerSecond, 500)
-	set(&c.Agents.StreamsBurst, 1000)
+	set(&c.Agents.StreamsPerSecond, 1000)
+	set(&c.Agents.StreamsBurst, 2000)
 	set(&c.Rollout.AskIssuerEvery, config.Duration(15*time.Second))
 	set(&c.Rollout.CheckEvery, config.Duration(time.Hour))
 	set(&c.Renewal.PerSecond, 10)
