@@ -17,7 +17,7 @@ import (
 )
 
 // applyBound is how long one kind of target is measured at most.
-const applyBound = 30 * time.Second
+const applyBound = 20 * time.Second
 
 // apply measures from an operator's two calls (identity, deployment) to the agent's report that a client sees the new
 // certificate, and, without a server to reload, to the report that the files are in place. After each, a client of our own
