@@ -1,5 +1,5 @@
 // Package pace says how long to wait before trying again: exponentially longer
-// with full jitter, and never shorter than the server asked for.
+// with full jitter, and never shorter than the server asked for, up to a day.
 package pace
 
 import (
@@ -21,6 +21,9 @@ func New(base, most time.Duration) Pace { return Pace{base: base, max: most} }
 // patience is the least wait after a refusal that a person must lift.
 const patience = 30 * time.Second
 
+// longest bounds what a server can ask for.
+const longest = 24 * time.Hour
+
 // ReasonKeyUnknown is the server's refusal of a key that another one of this
 // agent has just replaced: no person must lift it.
 const ReasonKeyUnknown = "KEY_UNKNOWN"
@@ -35,9 +38,8 @@ func (p *Pace) After(err error) time.Duration {
 	p.tries++
 	wait := rand.N(bound) + bound/16
 	if f := fault.Of(err); f != nil {
-		wait = max(wait, f.RetryAfter)
-		if f.RetryAfter > 0 {
-			wait += rand.N(f.RetryAfter/4 + 1)
+		if asked := min(f.RetryAfter, longest); asked > 0 {
+			wait = max(wait, asked) + rand.N(asked/4+1)
 		}
 		if f.Kind == fault.Denied && f.Reason != ReasonKeyUnknown {
 			wait = max(wait, min(patience, p.max))
