@@ -1,0 +1,115 @@
+package rpc
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/internal/identity"
+)
+
+// FuzzProxyAnswer: whatever a proxy says, the tunnel begins where its answer ends, and no error shows the password.
+func FuzzProxyAnswer(f *testing.F) {
+	f.Add([]byte("HTTP/1.1 200 Connection established\r\n\r\n"))
+	f.Add([]byte("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nearly bytes"))
+	f.Add([]byte("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n"))
+	f.Add([]byte("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n"))
+	f.Add([]byte("SSH-2.0-x\r\n"))
+	p := &proxy{host: "proxy", port: "3128", user: url.UserPassword("ann", "hunter2")}
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		ours, theirs := net.Pipe()
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			defer theirs.Close()
+			request := make([]byte, 1<<10)
+			if _, err := theirs.Read(request); err == nil {
+				_, _ = theirs.Write(answer)
+			}
+		}()
+		tunnel, err := p.connect(ctx, ours, "control.example:8443")
+		if err != nil {
+			if strings.Contains(err.Error(), "hunter2") || errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+			ours.Close()
+			<-done
+			return
+		}
+		got, err := io.ReadAll(tunnel)
+		if err != nil || len(got) > 0 && !strings.HasSuffix(string(answer), string(got)) {
+			t.Errorf("the tunnel begins with %q, %v", got, err)
+		}
+		tunnel.Close()
+		<-done
+	})
+}
+
+// FuzzPeerChain: what a peer shows is judged without harm, and nobody becomes a caller whom the authority has not signed.
+func FuzzPeerChain(f *testing.F) {
+	ca, err := identity.CreateAuthority(testDomain, nil)
+	if err != nil {
+		f.Fatal(err)
+	}
+	source := func(path string) identity.Source {
+		id, err := identity.ServiceID(testDomain, strings.TrimPrefix(path, "/service/"))
+		if err != nil {
+			f.Fatal(err)
+		}
+		src, err := identity.NewMinted(ca, id, time.Hour)
+		if err != nil {
+			f.Fatal(err)
+		}
+		return src
+	}
+	own := source("/service/issuer")
+	svid, err := source("/service/deployer").GetX509SVID()
+	if err != nil {
+		f.Fatal(err)
+	}
+	leaf, root := svid.Certificates[0].Raw, ca.Bundle().X509Authorities()[0].Raw
+	f.Add(leaf, root)
+	f.Add(root, leaf)
+	f.Add(leaf, leaf)
+	f.Add(leaf[:len(leaf)-2], []byte{})
+	creds := newServerCreds(map[string]identity.Source{"issuer": own}, "issuer", time.Now, slog.New(slog.DiscardHandler))
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		var certs []*x509.Certificate
+		for _, der := range [][]byte{first, second} {
+			if cert, err := x509.ParseCertificate(der); err == nil {
+				certs = append(certs, cert)
+			}
+		}
+		if len(certs) == 0 {
+			return
+		}
+		caller, refused := creds.judge(certs, &ownCert{Source: own})
+		if (refused == nil) != (caller.Name != "") {
+			t.Fatalf("%+v, %v", caller, refused)
+		}
+		if refused == nil && string(certs[0].Raw) != string(leaf) {
+			t.Fatalf("%+v was never signed", caller)
+		}
+	})
+}
+
+// FuzzIDs: an id that is taken from a peer is plain hex.
+func FuzzIDs(f *testing.F) {
+	f.Add(NewTraceID())
+	f.Add("")
+	f.Add(strings.Repeat("A", 32))
+	f.Fuzz(func(t *testing.T, s string) {
+		if got := TraceID(WithTraceID(t.Context(), s)); got != "" && (got != s || strings.Trim(got, "0123456789abcdef") != "") {
+			t.Fatalf("%q is taken as %q", s, got)
+		}
+	})
+}
