@@ -347,3 +347,17 @@ func TestScansAreReported(t *testing.T) {
 			seen(scans[len(scans)-1], w.nginx.Address, first.GetServed())
 	})
 }
+
+// By a clock that is ahead of the server's by more than half an SVID's life every new one is to be renewed at once: it is not
+// renewed time and again.
+func TestRenewsInPeaceByAnotherClock(t *testing.T) {
+	w := newWorld(t, agenttest.Config{RenewAfter: -time.Hour, Heartbeat: time.Second})
+	w.enrol()
+	w.run()
+	w.Await("the renewal", func() bool { return w.Calls("RenewIdentity") > 0 })
+	beats := w.Calls("ReportObservation")
+	w.Await("heartbeats", func() bool { return w.Calls("ReportObservation") >= beats+3 })
+	if n := w.Calls("RenewIdentity"); n != 1 {
+		t.Errorf("%d renewals", n)
+	}
+}
