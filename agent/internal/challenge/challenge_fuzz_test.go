@@ -31,7 +31,11 @@ func FuzzChallenges(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer state.Close()
+		defer func() {
+			if err := state.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
 		root := t.TempDir()
 		ready := false
 		r, err := New(Config{
