@@ -90,14 +90,17 @@ func (s *site) desk(t *testing.T) *deployerv1.AssignmentStatus {
 	return got.GetDeployment().GetStatus().GetAssignments()[0]
 }
 
-// bringUp answers the assignment as an honest agent does, and gives CSR and report.
-func bringUp(t *testing.T, s *site, alpha *agent, stream *stream, generation int64) (*agentv1.SubmitCSRRequest, *agentv1.ReportAssignmentRequest) {
+// bringUp answers the assignment as an honest agent does, and gives CSR and report. What happens meanwhile is called when the
+// assignment waits for its CSR, for the report, and when all is well.
+func bringUp(t *testing.T, s *site, alpha *agent, stream *stream, generation int64, meanwhile func()) (*agentv1.SubmitCSRRequest, *agentv1.ReportAssignmentRequest) {
 	t.Helper()
 	a := stream.assigned(t, "desk", func(a *agentv1.Assignment) bool { return a.GetGeneration() == generation && !a.GetCsrReceived() })
+	meanwhile()
 	csr := &agentv1.SubmitCSRRequest{Assignment: a.GetId(), Generation: generation, Attempt: a.GetAttempt(),
 		Csr: request(t, newKey(t), x509.CertificateRequest{DNSNames: []string{"desk.example.com"}})}
 	ok(alpha.SubmitCSR(t.Context(), csr))(t)
 	a = stream.assigned(t, "desk", func(n *agentv1.Assignment) bool { return n.GetGeneration() == generation && len(n.GetChain()) > 0 })
+	meanwhile()
 	sum := sha256.Sum256(a.GetChain()[0])
 	report := &agentv1.ReportAssignmentRequest{ReportId: fmt.Sprintf("desk-%d", generation), Assignment: a.GetId(), Generation: generation, Attempt: a.GetAttempt(),
 		Outcome: agentv1.Outcome_OUTCOME_SERVED, Served: hex.EncodeToString(sum[:]), Address: "127.0.0.1:443"}
@@ -105,36 +108,47 @@ func bringUp(t *testing.T, s *site, alpha *agent, stream *stream, generation int
 	if st := s.desk(t); st.GetState() != deployerv1.AssignmentState_ASSIGNMENT_STATE_SERVED || st.GetGeneration() != generation {
 		t.Fatalf("after an honest report: %v", st)
 	}
+	meanwhile()
 	return csr, report
 }
 
-// oldReports: what was true of a generation says nothing about the next.
+// oldReports: what was true of a generation says nothing about the next, good or bad.
 func oldReports(t *testing.T, s *site, alpha *agent, stream *stream) {
-	csr, report := bringUp(t, s, alpha, stream, 1)
+	csr, good := bringUp(t, s, alpha, stream, 1, func() {})
 	before := s.desk(t)
-	ok(alpha.ReportAssignment(t.Context(), report))(t) // its answer may have been lost
+	ok(alpha.ReportAssignment(t.Context(), good))(t) // its answer may have been lost
 	if now := s.desk(t); !proto.Equal(now, before) {
 		t.Errorf("the same report again has made of %v: %v", before, now)
 	}
+	bad := proto.CloneOf(good)
+	bad.Outcome, bad.Served, bad.Reason = agentv1.Outcome_OUTCOME_RESTORED, "", "RELOAD_FAILED"
 
 	ok(s.deployer.RenewDeployment(t.Context(), &deployerv1.RenewDeploymentRequest{Name: "desk", Reason: "callers"}))(t)
-	stream.assigned(t, "desk", func(a *agentv1.Assignment) bool { return a.GetGeneration() == 2 })
-	before = s.desk(t)
-	ok(alpha.ReportAssignment(t.Context(), report))(t)
-	replayed := proto.CloneOf(report)
-	replayed.ReportId = "desk-replayed"
-	ctx, id := named(t.Context())
-	ok(alpha.ReportAssignment(ctx, replayed))(t)
-	r := s.recorded(t, "an old report", "deployer.report.stale", id)
-	if r.Facts["generation"] != "1" || r.Facts["current_generation"] != "2" || r.Subject != "assignments/"+report.GetAssignment() || r.Facts["host"] != "alpha" {
-		t.Errorf("the record of an old report is %+v", r)
-	}
-	_, err := alpha.SubmitCSR(t.Context(), csr)
-	if f := fault.Of(err); f == nil || status.Code(err) != codes.Aborted || f.Reason != "STALE_ATTEMPT" {
-		t.Errorf("the CSR of an old generation: %v", err)
-	}
-	if now := s.desk(t); !proto.Equal(now, before) {
-		t.Errorf("what is old has made of %v: %v", before, now)
+	replays := 0
+	bringUp(t, s, alpha, stream, 2, func() {
+		before := s.desk(t)
+		ok(alpha.ReportAssignment(t.Context(), good))(t)
+		for _, old := range []*agentv1.ReportAssignmentRequest{good, bad} {
+			replays++
+			old = proto.CloneOf(old)
+			old.ReportId = fmt.Sprintf("desk-replayed-%d", replays)
+			ctx, id := named(t.Context())
+			ok(alpha.ReportAssignment(ctx, old))(t)
+			r := s.recorded(t, "an old report", "deployer.report.stale", id)
+			if r.Facts["generation"] != "1" || r.Facts["current_generation"] != "2" || r.Subject != "assignments/"+old.GetAssignment() || r.Facts["host"] != "alpha" {
+				t.Errorf("the record of an old report is %+v", r)
+			}
+		}
+		_, err := alpha.SubmitCSR(t.Context(), csr)
+		if f := fault.Of(err); f == nil || status.Code(err) != codes.Aborted || f.Reason != "STALE_ATTEMPT" {
+			t.Errorf("the CSR of an old generation: %v", err)
+		}
+		if now := s.desk(t); !proto.Equal(now, before) {
+			t.Errorf("what is old has made of %v: %v", before, now)
+		}
+	})
+	if replays != 6 {
+		t.Errorf("%d old reports", replays)
 	}
 }
 
