@@ -215,7 +215,8 @@ func (r *rawRecord) timestamp(s *scanner) error {
 		return err
 	}
 	t, err := time.Parse(TimeFormat, string(raw))
-	if err != nil || len(raw) != len(TimeFormat) || t.IsZero() {
+	var one [len(TimeFormat)]byte // Parse takes a comma for the point, too
+	if err != nil || t.IsZero() || string(t.AppendFormat(one[:0], TimeFormat)) != string(raw) {
 		return s.errorf("time %q is not of the form %s", raw, TimeFormat)
 	}
 	r.time = t
