@@ -127,6 +127,9 @@ func ofStatus(st *status.Status) *Error {
 	if e.Reason == "" {
 		e.Reason = reasonOfCode(st.Code())
 	}
+	if e.Message == "" {
+		e.Message = "no more is said than " + e.Reason
+	}
 	return e
 }
 
