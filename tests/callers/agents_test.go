@@ -135,7 +135,7 @@ func oldReports(t *testing.T, s *site, alpha *agent, stream *stream) {
 			ctx, id := named(t.Context())
 			ok(alpha.ReportAssignment(ctx, old))(t)
 			r := s.recorded(t, "an old report", "deployer.report.stale", id)
-			if r.Facts["generation"] != "1" || r.Facts["current_generation"] != "2" || r.Subject != "assignments/"+old.GetAssignment() || r.Facts["host"] != "alpha" {
+			if r.Facts["generation"] != "1" || r.Facts["current_generation"] != "2" || r.Result != "refused" || r.Subject != "assignments/"+old.GetAssignment() || r.Facts["host"] != "alpha" {
 				t.Errorf("the record of an old report is %+v", r)
 			}
 		}

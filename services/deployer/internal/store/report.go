@@ -123,7 +123,7 @@ func (s *Store) TakeReport(ctx context.Context, host string, in rollout.Report) 
 
 func (t *txn) emitStale(ctx context.Context, r record, in rollout.Report) error {
 	return t.emit(ctx, fact{
-		kind: "report.stale", subject: "assignments/" + r.ID, reason: in.Reason,
+		kind: "report.stale", subject: "assignments/" + r.ID, reason: in.Reason, result: eventv1.Result_RESULT_REFUSED,
 		facts: map[string]string{
 			"host": r.Spec.Target.Host, "deployment": r.Deployment, "target": r.Spec.Target.Name, "outcome": string(in.Outcome), "served": in.Served,
 			"generation": strconv.FormatInt(in.Generation, 10), "attempt": strconv.Itoa(int(in.Attempt)),
