@@ -37,7 +37,9 @@ import (
 func TestCallers(t *testing.T) {
 	s := newSite(t)
 	s.gather(t)
-	t.Run("methods", func(t *testing.T) { served(t, s) })
+	if !t.Run("methods", func(t *testing.T) { served(t, s) }) {
+		return // a call could not even be made
+	}
 	t.Run("table", func(t *testing.T) {
 		for n, caller := range callers {
 			t.Run(caller, func(t *testing.T) {
