@@ -326,7 +326,11 @@ func checkCallers(t *testing.T, callers map[identity.Role]*grpc.ClientConn, said
 // invoke calls a method with an empty request and gives its first error.
 func invoke(t *testing.T, conn *grpc.ClientConn, method string, stream bool) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	patience := time.Minute
+	if stream {
+		patience = 5 * time.Second // a stream that is allowed stays open
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	in, out := &auditv1.GetCheckpointRequest{}, &auditv1.GetCheckpointResponse{} // any message reads as empty
 	if !stream {
