@@ -289,10 +289,10 @@ func (s *site) healthy(t *testing.T, h *host, generation int64) {
 			return fmt.Errorf("generation %d is %s: %s", a.GetGeneration(), a.GetState(), a.GetMessage())
 		}
 		pending, err := os.ReadDir(filepath.Join(h.State, "keys"))
-		if err != nil || len(pending) > 0 {
-			return fmt.Errorf("keys that wait: %v, %w", pending, err)
+		if err == nil && len(pending) > 0 {
+			err = fmt.Errorf("keys wait: %v", pending)
 		}
-		return nil
+		return err
 	})
 	served := ok(lab.Served(t.Context(), h.server.Address, h.Name+".example.com"))(t)
 	if key, err := s.pair(served[0].Raw); err != nil || key == nil {

@@ -28,8 +28,11 @@ import (
 // databases gives every value in every table of the control plane, which must be stopped.
 func (s *site) databases(ctx context.Context, each func(part) error) error {
 	files, err := filepath.Glob(filepath.Join(s.plane.Data, "*.db"))
-	if err != nil || len(files) != 4 {
-		return fmt.Errorf("the databases are %v, %w", files, err)
+	if err != nil {
+		return err
+	}
+	if len(files) != 4 {
+		return fmt.Errorf("the databases are %v", files)
 	}
 	for _, file := range files {
 		if err := database(ctx, file, each); err != nil {
@@ -46,8 +49,11 @@ func database(ctx context.Context, file string, each func(part) error) error {
 	}
 	defer db.Close()
 	tables, err := strs(ctx, db, `SELECT name FROM sqlite_master WHERE type = 'table'`)
-	if err != nil || len(tables) < 3 {
-		return fmt.Errorf("the tables are %v, %w", tables, err)
+	if err != nil {
+		return err
+	}
+	if len(tables) < 3 {
+		return fmt.Errorf("the tables are %v", tables)
 	}
 	for _, table := range tables {
 		if err := rows(ctx, db, filepath.Base(file)+" "+table, `SELECT * FROM "`+table+`"`, each); err != nil {
