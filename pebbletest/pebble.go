@@ -362,7 +362,7 @@ func (p *Pebble) serialised(h http.Handler) http.Handler {
 }
 
 func (p *Pebble) awaitIssuance(orderID string) {
-	for range 5000 {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
 		order := p.store.GetOrderByID(orderID)
 		if order == nil {
 			return
