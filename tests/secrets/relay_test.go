@@ -206,7 +206,7 @@ func messages(side string, data []byte, calls map[uint32]string) ([]part, error)
 
 var coded = regexp.MustCompile(`[A-Za-z0-9_-]{40,}`)
 
-// decoded is what the base64url texts in data say: the parts of a JWS (RFC 7515).
+// decoded is what the base64url texts in data say, and those in them: a JWS (RFC 7515) may hold another.
 func decoded(data []byte) []byte {
 	var all bytes.Buffer
 	for _, text := range coded.FindAll(data, -1) {
@@ -215,5 +215,8 @@ func decoded(data []byte) []byte {
 			all.WriteByte('\n')
 		}
 	}
-	return all.Bytes()
+	if all.Len() == 0 {
+		return nil
+	}
+	return append(decoded(all.Bytes()), all.Bytes()...)
 }

@@ -84,6 +84,7 @@ type leak struct {
 // planted are the leaks, each in another form.
 var planted = map[string]leak{
 	"contact":     plant(hex.EncodeToString, inFile, inDatabase, inCall, inACME),                                 // of an account at a CA
+	"key id":      plant(hex.EncodeToString, inFile, inDatabase, inCall, inACME),                                 // of the same: said in a signed text within a signed text
 	"report":      plant(pkcs8PEM, inFile, inDatabase, inEvent, inRecord, inCall),                                // why an assignment has failed
 	"sighting":    plant(func(b []byte) string { return string(b) }, inFile, inEvent, inCall),                    // what a scan has seen
 	"host name":   plant(func(b []byte) string { return strings.ToUpper(hex.EncodeToString(b)) }, inLog, inCall), // refused, and logged

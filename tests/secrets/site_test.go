@@ -145,7 +145,7 @@ func (s *site) relayCalls(t *testing.T) {
 func (s *site) relayACME(t *testing.T) {
 	t.Helper()
 	port := ok(lab.FreePort())(t)
-	ca := ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, EABKeys: map[string]string{"kid-1": mac}, AdviceEvery: time.Second}))(t)
+	ca := ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, EABKeys: map[string]string{planted["key id"].text: mac}, AdviceEvery: time.Second}))(t)
 	s.OnClose(ca.Close)
 	own, key := filepath.Join(s.Dir, "relay-acme.pem"), filepath.Join(s.Dir, "relay-acme.key")
 	must(t, lab.SelfSigned("localhost", own, key))
@@ -162,12 +162,12 @@ func (s *site) relayACME(t *testing.T) {
 	for name, text := range map[string]string{"public-mac": mac, "crooked-mac": crookMAC} {
 		must(t, os.WriteFile(filepath.Join(secrets, name), []byte(text), 0o600))
 	}
-	s.add(secret{"MAC key", "kid-1", string(ok(base64.RawURLEncoding.DecodeString(mac))(t))}, secret{"MAC key", "kid-1 as it is written", mac},
+	s.add(secret{"MAC key", "bound", string(ok(base64.RawURLEncoding.DecodeString(mac))(t))}, secret{"MAC key", "bound, as it is written", mac},
 		secret{"MAC key", "crooked", crookMAC})
 	bundle := strings.ReplaceAll(strings.TrimSpace(string(ok(os.ReadFile(own))(t))), "\n", "\n    ")
 	authority := func(name, mac, contact string) string {
-		return fmt.Sprintf("kind: Authority\nname: %s\nacme:\n  directory: https://localhost:%s/%s\n  contacts: [%q]\n  eab_key_id: kid-1\n  eab_key_secret: %s\n  terms_agreed: true\n  ca_bundle_pem: |\n    %s\n",
-			name, relayPort, path, contact, mac, bundle)
+		return fmt.Sprintf("kind: Authority\nname: %s\nacme:\n  directory: https://localhost:%s/%s\n  contacts: [%q]\n  eab_key_id: %q\n  eab_key_secret: %s\n  terms_agreed: true\n  ca_bundle_pem: |\n    %s\n",
+			name, relayPort, path, contact, planted["key id"].text, mac, bundle)
 	}
 	s.apply(t, "kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n", profile("corp", "corp", "ecdsa-p256", "lifetime: 90d"),
 		profile("old", "corp", "rsa-2048", "lifetime: 90d"), authority("public", "public-mac", "mailto:"+planted["contact"].text+"@example.com"),
