@@ -30,6 +30,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ingest"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 )
@@ -91,6 +92,8 @@ func Methods() map[string][]identity.Role {
 		auditv1.AuditService_ExportRecords_FullMethodName:       operators,
 		auditv1.AuditService_GetCheckpoint_FullMethodName:       operators,
 		auditv1.AuditService_GetConsistencyProof_FullMethodName: operators,
+		auditv1.AuditService_CheckStore_FullMethodName:          operators,
+		auditv1.AuditService_FindEvents_FullMethodName:          operators,
 	}
 }
 
@@ -166,7 +169,18 @@ func (s *Service) open(ctx context.Context, c Config) error {
 	if s.feed, err = feed.New(feed.Config{Ledger: s.ledger, Store: index, JS: js, Log: s.deps.Log}); err != nil {
 		return err
 	}
-	s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index})
+	checker, err := check.New(check.Config{
+		DB: s.db, Rules: store.Rules(s.ledger.Size), Now: s.deps.Now,
+		Consumers: []check.Consumer{check.JetStream(js, ingest.Durable), {Name: "audit-feed", Progress: func(ctx context.Context) (uint64, uint64, error) {
+			size := s.ledger.Size()
+			published, err := index.Published(ctx)
+			return size - min(published, size), published, err
+		}}},
+	})
+	if err != nil {
+		return err
+	}
+	s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index, Checker: checker})
 	return err
 }
 

@@ -28,6 +28,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/session"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 )
 
@@ -118,8 +119,17 @@ func (s *Service) build(ctx context.Context) error {
 		return fmt.Errorf("reading the agents: %w", err)
 	}
 	s.standing.Update(agents)
+	js, err := jetstream.New(s.deps.NATS)
+	if err != nil {
+		return fmt.Errorf("using JetStream: %w", err)
+	}
+	checker, err := check.New(check.Config{
+		DB: s.store.DB(), Rules: store.Rules, Consumers: []check.Consumer{check.JetStream(js, Name)}, Now: s.deps.Now})
+	if err != nil {
+		return err
+	}
 	s.api, err = api.New(api.Config{
-		Store: s.store, Peers: peers, Hub: hub, Streams: streams, Standing: s.standing, Granter: granter, Replica: replica,
+		Store: s.store, Peers: peers, Checker: checker, Hub: hub, Streams: streams, Standing: s.standing, Granter: granter, Replica: replica,
 		Admission:    session.NewAdmission(s.cfg.Agents.StreamsPerSecond, s.cfg.Agents.StreamsBurst, s.deps.Now),
 		ReturnWithin: s.cfg.returnWithin(), Heartbeat: s.cfg.Agents.HeartbeatInterval.Std(), Scan: s.cfg.Agents.ScanInterval.Std(),
 		Start: hints.Deployment, Now: s.deps.Now, Log: s.deps.Log,
@@ -135,14 +145,11 @@ func (s *Service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.buildEvents()
+	return s.buildEvents(js)
 }
 
-func (s *Service) buildEvents() error {
-	js, err := jetstream.New(s.deps.NATS)
-	if err != nil {
-		return fmt.Errorf("using JetStream: %w", err)
-	}
+func (s *Service) buildEvents(js jetstream.JetStream) error {
+	var err error
 	s.relay, err = event.NewRelay(event.RelayConfig{DB: s.store.DB(), JS: js, Service: Name, Log: s.deps.Log})
 	if err != nil {
 		return err

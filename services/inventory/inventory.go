@@ -19,6 +19,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/api"
@@ -104,6 +105,7 @@ type Service struct {
 	relay     *event.Relay
 	consumers []*event.Consumer
 	watch     *watch.Watch
+	checker   *check.Checker
 	source    identity.Source
 	log       *slog.Logger
 	now       func() time.Time
@@ -141,6 +143,7 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 		return nil, err
 	}
 	var consumers []*event.Consumer
+	var progress []check.Consumer
 	// A fleet that scans must not hold up what the other services tell: observations are consumed apart.
 	for durable, filter := range map[string][]string{"inventory-facts": intake.Facts(), "inventory-observations": intake.Observations()} {
 		consumer, err := event.NewConsumer(event.ConsumerConfig{
@@ -150,6 +153,7 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 			return nil, err
 		}
 		consumers = append(consumers, consumer)
+		progress = append(progress, check.JetStream(js, durable))
 	}
 	f := c.Findings.withDefaults()
 	w, err := watch.New(watch.Config{
@@ -159,7 +163,11 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 	if err != nil {
 		return nil, err
 	}
-	return &Service{store: st, relay: relay, consumers: consumers, watch: w, source: d.Source, log: d.Log, now: d.Now}, nil
+	checker, err := check.New(check.Config{DB: st.DB(), Rules: store.Rules, Consumers: progress, Now: d.Now})
+	if err != nil {
+		return nil, err
+	}
+	return &Service{store: st, relay: relay, consumers: consumers, watch: w, checker: checker, source: d.Source, log: d.Log, now: d.Now}, nil
 }
 
 // Methods gives each gRPC method the roles that may call it.
@@ -167,7 +175,7 @@ func Methods() map[string][]identity.Role { return api.Methods() }
 
 // Register adds the service's gRPC API to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) {
-	inventoryv1.RegisterInventoryServiceServer(r, &api.Server{Store: s.store, Now: s.now})
+	inventoryv1.RegisterInventoryServiceServer(r, &api.Server{Store: s.store, Checker: s.checker, Now: s.now})
 }
 
 // Run publishes, consumes and watches until ctx ends.

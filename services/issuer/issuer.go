@@ -24,6 +24,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/internal/secret"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/advice"
@@ -127,7 +128,11 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 	if err != nil {
 		return err
 	}
-	s.api, err = api.New(api.Config{Store: s.store, Catalogue: s.catalogue, Desk: desk, Worker: s.worker})
+	checker, err := check.New(check.Config{DB: s.store.DB(), Rules: store.Rules, Now: d.Now})
+	if err != nil {
+		return err
+	}
+	s.api, err = api.New(api.Config{Store: s.store, Catalogue: s.catalogue, Desk: desk, Worker: s.worker, Checker: checker})
 	if err != nil {
 		return err
 	}

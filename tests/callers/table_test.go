@@ -69,6 +69,8 @@ var table = map[string]string{
 	"sallyport.audit.v1.AuditService/ExportRecords":       "NCCXW RRLGK +RRRR",
 	"sallyport.audit.v1.AuditService/GetCheckpoint":       "NCCXW RRLGK +RRRR",
 	"sallyport.audit.v1.AuditService/GetConsistencyProof": "NCCXW RRLGK +RRRR",
+	"sallyport.audit.v1.AuditService/CheckStore":          "NCCXW RRLGK +RRRR",
+	"sallyport.audit.v1.AuditService/FindEvents":          "NCCXW RRLGK +RRRR",
 
 	"sallyport.deployer.v1.DeployerService/ApplyDeployment":  "NCCXW RRLGK +RRRR",
 	"sallyport.deployer.v1.DeployerService/GetDeployment":    "NCCXW RRLGK +RRRR",
@@ -85,6 +87,7 @@ var table = map[string]string{
 	"sallyport.deployer.v1.DeployerService/LockAgent":        "NCCXW RRLGK +RRRR",
 	"sallyport.deployer.v1.DeployerService/UnlockAgent":      "NCCXW RRLGK +RRRR",
 	"sallyport.deployer.v1.DeployerService/RemoveAgent":      "NCCXW RRLGK +RRRR",
+	"sallyport.deployer.v1.DeployerService/CheckStore":       "NCCXW RRLGK +RRRR",
 
 	"sallyport.inventory.v1.InventoryService/ApplyIdentity":    "NCCXW RRLGK +RRRR",
 	"sallyport.inventory.v1.InventoryService/GetIdentity":      "NCCXW RRLGK +R++R",
@@ -95,6 +98,7 @@ var table = map[string]string{
 	"sallyport.inventory.v1.InventoryService/GetHost":          "NCCXW RRLGK +RRRR",
 	"sallyport.inventory.v1.InventoryService/ListHosts":        "NCCXW RRLGK +RRRR",
 	"sallyport.inventory.v1.InventoryService/ListFindings":     "NCCXW RRLGK +RRRR",
+	"sallyport.inventory.v1.InventoryService/CheckStore":       "NCCXW RRLGK +RRRR",
 
 	"sallyport.issuer.v1.IssuerService/ApplyAuthority":  "NCCXW RRLGK +RRRR",
 	"sallyport.issuer.v1.IssuerService/GetAuthority":    "NCCXW RRLGK ++R+R",
@@ -109,6 +113,7 @@ var table = map[string]string{
 	"sallyport.issuer.v1.IssuerService/ListRequests":    "NCCXW RRLGK +RRRR",
 	"sallyport.issuer.v1.IssuerService/CancelRequest":   "NCCXW RRLGK +RR+R",
 	"sallyport.issuer.v1.IssuerService/ReportChallenge": "NCCXW RRLGK RRR+R",
+	"sallyport.issuer.v1.IssuerService/CheckStore":      "NCCXW RRLGK +RRRR",
 
 	// Of every server. Check is for load balancers; the rest tells about the inside.
 	"grpc.health.v1.Health/Check":                                   "+CCXW ++LGK +++++",

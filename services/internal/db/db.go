@@ -125,6 +125,55 @@ func (d *DB) Close() error {
 // Instance identifies this opening of the database: it is new each time a process opens it.
 func (d *DB) Instance() string { return d.instance }
 
+// Name is what messages call the database: the data file, or the server.
+func (d *DB) Name() string { return d.name }
+
+// Damage lets the database check what it has on disk, which reads all of it, and gives what is wrong. PostgreSQL has no such
+// check that a service may run: there it finds nothing.
+func (d *DB) Damage(ctx context.Context) ([]string, error) {
+	if d.writer == nil {
+		return nil, nil
+	}
+	var found []string
+	err := d.Read(ctx, func(ctx context.Context, tx Tx) error {
+		rows, err := tx.Query(ctx, `PRAGMA integrity_check`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var line string
+			if err := rows.Scan(&line); err != nil {
+				return err
+			}
+			if line != "ok" {
+				found = append(found, line)
+			}
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = d.Read(ctx, func(ctx context.Context, tx Tx) error {
+		rows, err := tx.Query(ctx, `SELECT "table", coalesce(rowid, 0), parent FROM pragma_foreign_key_check`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var table, parent string
+			var row int64
+			if err := rows.Scan(&table, &row, &parent); err != nil {
+				return err
+			}
+			found = append(found, fmt.Sprintf("row %d of %s refers to a row of %s that is not there", row, table, parent))
+		}
+		return rows.Err()
+	})
+	return found, err
+}
+
 // Exclusive reports that no other process can have this database open, so whatever another Instance left is a leftover.
 func (d *DB) Exclusive() bool { return d.writer != nil }
 

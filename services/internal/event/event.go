@@ -24,8 +24,11 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
+// Facts is the kind of those rows of the outbox that become audit records.
+const Facts = "facts"
+
 const (
-	facts        = "facts"
+	facts        = Facts
 	observations = "observations"
 )
 

@@ -10,6 +10,7 @@ package auditv1
 
 import (
 	v1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	v11 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -849,11 +850,250 @@ func (x *GetConsistencyProofResponse) GetToSize() uint64 {
 	return 0
 }
 
+// CheckStoreRequest says how thoroughly.
+type CheckStoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also let the database check its own files, which reads all of them.
+	Full          bool `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreRequest) Reset() {
+	*x = CheckStoreRequest{}
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreRequest) ProtoMessage() {}
+
+func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreRequest.ProtoReflect.Descriptor instead.
+func (*CheckStoreRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_audit_v1_audit_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CheckStoreRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+// CheckStoreResponse is one part of the answer.
+type CheckStoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was found and what is there.
+	Report        *v11.StoreReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreResponse) Reset() {
+	*x = CheckStoreResponse{}
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreResponse) ProtoMessage() {}
+
+func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreResponse.ProtoReflect.Descriptor instead.
+func (*CheckStoreResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_audit_v1_audit_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CheckStoreResponse) GetReport() *v11.StoreReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+// FindEventsRequest names events.
+type FindEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Their ids, at most 1000.
+	EventIds      []string `protobuf:"bytes,1,rep,name=event_ids,json=eventIds,proto3" json:"event_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindEventsRequest) Reset() {
+	*x = FindEventsRequest{}
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindEventsRequest) ProtoMessage() {}
+
+func (x *FindEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindEventsRequest.ProtoReflect.Descriptor instead.
+func (*FindEventsRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_audit_v1_audit_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *FindEventsRequest) GetEventIds() []string {
+	if x != nil {
+		return x.EventIds
+	}
+	return nil
+}
+
+// FindEventsResponse tells of those that have a record.
+type FindEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In no promised order; an event that is not named has none.
+	Events        []*FoundEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FindEventsResponse) Reset() {
+	*x = FindEventsResponse{}
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FindEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FindEventsResponse) ProtoMessage() {}
+
+func (x *FindEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FindEventsResponse.ProtoReflect.Descriptor instead.
+func (*FindEventsResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_audit_v1_audit_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *FindEventsResponse) GetEvents() []*FoundEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+// FoundEvent is an event that has its record.
+type FoundEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The event's id.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The record's position in the log.
+	Position      uint64 `protobuf:"varint,2,opt,name=position,proto3" json:"position,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FoundEvent) Reset() {
+	*x = FoundEvent{}
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FoundEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FoundEvent) ProtoMessage() {}
+
+func (x *FoundEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_audit_v1_audit_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FoundEvent.ProtoReflect.Descriptor instead.
+func (*FoundEvent) Descriptor() ([]byte, []int) {
+	return file_sallyport_audit_v1_audit_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *FoundEvent) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FoundEvent) GetPosition() uint64 {
+	if x != nil {
+		return x.Position
+	}
+	return 0
+}
+
 var File_sallyport_audit_v1_audit_proto protoreflect.FileDescriptor
 
 const file_sallyport_audit_v1_audit_proto_rawDesc = "" +
 	"\n" +
-	"\x1esallyport/audit/v1/audit.proto\x12\x12sallyport.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1esallyport/event/v1/event.proto\"8\n" +
+	"\x1esallyport/audit/v1/audit.proto\x12\x12sallyport.audit.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1esallyport/event/v1/event.proto\x1a\x1dsallyport/type/v1/check.proto\"8\n" +
 	"\x06Record\x12\x1a\n" +
 	"\bposition\x18\x01 \x01(\x04R\bposition\x12\x12\n" +
 	"\x04json\x18\x02 \x01(\fR\x04json\"\xfd\x01\n" +
@@ -910,14 +1150,30 @@ const file_sallyport_audit_v1_audit_proto_rawDesc = "" +
 	"\n" +
 	"checkpoint\x18\x02 \x01(\tR\n" +
 	"checkpoint\x12\x17\n" +
-	"\ato_size\x18\x03 \x01(\x04R\x06toSize2\xf0\x04\n" +
+	"\ato_size\x18\x03 \x01(\x04R\x06toSize\"'\n" +
+	"\x11CheckStoreRequest\x12\x12\n" +
+	"\x04full\x18\x01 \x01(\bR\x04full\"L\n" +
+	"\x12CheckStoreResponse\x126\n" +
+	"\x06report\x18\x01 \x01(\v2\x1e.sallyport.type.v1.StoreReportR\x06report\"0\n" +
+	"\x11FindEventsRequest\x12\x1b\n" +
+	"\tevent_ids\x18\x01 \x03(\tR\beventIds\"L\n" +
+	"\x12FindEventsResponse\x126\n" +
+	"\x06events\x18\x01 \x03(\v2\x1e.sallyport.audit.v1.FoundEventR\x06events\"8\n" +
+	"\n" +
+	"FoundEvent\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bposition\x18\x02 \x01(\x04R\bposition2\xac\x06\n" +
 	"\fAuditService\x12^\n" +
 	"\vListRecords\x12&.sallyport.audit.v1.ListRecordsRequest\x1a'.sallyport.audit.v1.ListRecordsResponse\x12X\n" +
 	"\tGetRecord\x12$.sallyport.audit.v1.GetRecordRequest\x1a%.sallyport.audit.v1.GetRecordResponse\x12`\n" +
 	"\vTailRecords\x12&.sallyport.audit.v1.TailRecordsRequest\x1a'.sallyport.audit.v1.TailRecordsResponse0\x01\x12f\n" +
 	"\rExportRecords\x12(.sallyport.audit.v1.ExportRecordsRequest\x1a).sallyport.audit.v1.ExportRecordsResponse0\x01\x12d\n" +
 	"\rGetCheckpoint\x12(.sallyport.audit.v1.GetCheckpointRequest\x1a).sallyport.audit.v1.GetCheckpointResponse\x12v\n" +
-	"\x13GetConsistencyProof\x12..sallyport.audit.v1.GetConsistencyProofRequest\x1a/.sallyport.audit.v1.GetConsistencyProofResponseB\xd1\x01\n" +
+	"\x13GetConsistencyProof\x12..sallyport.audit.v1.GetConsistencyProofRequest\x1a/.sallyport.audit.v1.GetConsistencyProofResponse\x12]\n" +
+	"\n" +
+	"CheckStore\x12%.sallyport.audit.v1.CheckStoreRequest\x1a&.sallyport.audit.v1.CheckStoreResponse0\x01\x12[\n" +
+	"\n" +
+	"FindEvents\x12%.sallyport.audit.v1.FindEventsRequest\x1a&.sallyport.audit.v1.FindEventsResponseB\xd1\x01\n" +
 	"\x16com.sallyport.audit.v1B\n" +
 	"AuditProtoP\x01ZAgithub.com/sallyport-pki/sallyport/gen/sallyport/audit/v1;auditv1\xa2\x02\x03SAX\xaa\x02\x12Sallyport.Audit.V1\xca\x02\x12Sallyport\\Audit\\V1\xe2\x02\x1eSallyport\\Audit\\V1\\GPBMetadata\xea\x02\x14Sallyport::Audit::V1b\x06proto3"
 
@@ -933,7 +1189,7 @@ func file_sallyport_audit_v1_audit_proto_rawDescGZIP() []byte {
 	return file_sallyport_audit_v1_audit_proto_rawDescData
 }
 
-var file_sallyport_audit_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_sallyport_audit_v1_audit_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_sallyport_audit_v1_audit_proto_goTypes = []any{
 	(*Record)(nil),                      // 0: sallyport.audit.v1.Record
 	(*RecordFilter)(nil),                // 1: sallyport.audit.v1.RecordFilter
@@ -949,36 +1205,48 @@ var file_sallyport_audit_v1_audit_proto_goTypes = []any{
 	(*GetCheckpointResponse)(nil),       // 11: sallyport.audit.v1.GetCheckpointResponse
 	(*GetConsistencyProofRequest)(nil),  // 12: sallyport.audit.v1.GetConsistencyProofRequest
 	(*GetConsistencyProofResponse)(nil), // 13: sallyport.audit.v1.GetConsistencyProofResponse
-	(*timestamppb.Timestamp)(nil),       // 14: google.protobuf.Timestamp
-	(v1.Result)(0),                      // 15: sallyport.event.v1.Result
+	(*CheckStoreRequest)(nil),           // 14: sallyport.audit.v1.CheckStoreRequest
+	(*CheckStoreResponse)(nil),          // 15: sallyport.audit.v1.CheckStoreResponse
+	(*FindEventsRequest)(nil),           // 16: sallyport.audit.v1.FindEventsRequest
+	(*FindEventsResponse)(nil),          // 17: sallyport.audit.v1.FindEventsResponse
+	(*FoundEvent)(nil),                  // 18: sallyport.audit.v1.FoundEvent
+	(*timestamppb.Timestamp)(nil),       // 19: google.protobuf.Timestamp
+	(v1.Result)(0),                      // 20: sallyport.event.v1.Result
+	(*v11.StoreReport)(nil),             // 21: sallyport.type.v1.StoreReport
 }
 var file_sallyport_audit_v1_audit_proto_depIdxs = []int32{
-	14, // 0: sallyport.audit.v1.RecordFilter.from:type_name -> google.protobuf.Timestamp
-	14, // 1: sallyport.audit.v1.RecordFilter.to:type_name -> google.protobuf.Timestamp
-	15, // 2: sallyport.audit.v1.RecordFilter.result:type_name -> sallyport.event.v1.Result
+	19, // 0: sallyport.audit.v1.RecordFilter.from:type_name -> google.protobuf.Timestamp
+	19, // 1: sallyport.audit.v1.RecordFilter.to:type_name -> google.protobuf.Timestamp
+	20, // 2: sallyport.audit.v1.RecordFilter.result:type_name -> sallyport.event.v1.Result
 	1,  // 3: sallyport.audit.v1.ListRecordsRequest.filter:type_name -> sallyport.audit.v1.RecordFilter
 	0,  // 4: sallyport.audit.v1.ListRecordsResponse.records:type_name -> sallyport.audit.v1.Record
 	0,  // 5: sallyport.audit.v1.GetRecordResponse.record:type_name -> sallyport.audit.v1.Record
 	1,  // 6: sallyport.audit.v1.TailRecordsRequest.filter:type_name -> sallyport.audit.v1.RecordFilter
 	0,  // 7: sallyport.audit.v1.TailRecordsResponse.records:type_name -> sallyport.audit.v1.Record
 	0,  // 8: sallyport.audit.v1.ExportRecordsResponse.records:type_name -> sallyport.audit.v1.Record
-	2,  // 9: sallyport.audit.v1.AuditService.ListRecords:input_type -> sallyport.audit.v1.ListRecordsRequest
-	4,  // 10: sallyport.audit.v1.AuditService.GetRecord:input_type -> sallyport.audit.v1.GetRecordRequest
-	6,  // 11: sallyport.audit.v1.AuditService.TailRecords:input_type -> sallyport.audit.v1.TailRecordsRequest
-	8,  // 12: sallyport.audit.v1.AuditService.ExportRecords:input_type -> sallyport.audit.v1.ExportRecordsRequest
-	10, // 13: sallyport.audit.v1.AuditService.GetCheckpoint:input_type -> sallyport.audit.v1.GetCheckpointRequest
-	12, // 14: sallyport.audit.v1.AuditService.GetConsistencyProof:input_type -> sallyport.audit.v1.GetConsistencyProofRequest
-	3,  // 15: sallyport.audit.v1.AuditService.ListRecords:output_type -> sallyport.audit.v1.ListRecordsResponse
-	5,  // 16: sallyport.audit.v1.AuditService.GetRecord:output_type -> sallyport.audit.v1.GetRecordResponse
-	7,  // 17: sallyport.audit.v1.AuditService.TailRecords:output_type -> sallyport.audit.v1.TailRecordsResponse
-	9,  // 18: sallyport.audit.v1.AuditService.ExportRecords:output_type -> sallyport.audit.v1.ExportRecordsResponse
-	11, // 19: sallyport.audit.v1.AuditService.GetCheckpoint:output_type -> sallyport.audit.v1.GetCheckpointResponse
-	13, // 20: sallyport.audit.v1.AuditService.GetConsistencyProof:output_type -> sallyport.audit.v1.GetConsistencyProofResponse
-	15, // [15:21] is the sub-list for method output_type
-	9,  // [9:15] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	21, // 9: sallyport.audit.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
+	18, // 10: sallyport.audit.v1.FindEventsResponse.events:type_name -> sallyport.audit.v1.FoundEvent
+	2,  // 11: sallyport.audit.v1.AuditService.ListRecords:input_type -> sallyport.audit.v1.ListRecordsRequest
+	4,  // 12: sallyport.audit.v1.AuditService.GetRecord:input_type -> sallyport.audit.v1.GetRecordRequest
+	6,  // 13: sallyport.audit.v1.AuditService.TailRecords:input_type -> sallyport.audit.v1.TailRecordsRequest
+	8,  // 14: sallyport.audit.v1.AuditService.ExportRecords:input_type -> sallyport.audit.v1.ExportRecordsRequest
+	10, // 15: sallyport.audit.v1.AuditService.GetCheckpoint:input_type -> sallyport.audit.v1.GetCheckpointRequest
+	12, // 16: sallyport.audit.v1.AuditService.GetConsistencyProof:input_type -> sallyport.audit.v1.GetConsistencyProofRequest
+	14, // 17: sallyport.audit.v1.AuditService.CheckStore:input_type -> sallyport.audit.v1.CheckStoreRequest
+	16, // 18: sallyport.audit.v1.AuditService.FindEvents:input_type -> sallyport.audit.v1.FindEventsRequest
+	3,  // 19: sallyport.audit.v1.AuditService.ListRecords:output_type -> sallyport.audit.v1.ListRecordsResponse
+	5,  // 20: sallyport.audit.v1.AuditService.GetRecord:output_type -> sallyport.audit.v1.GetRecordResponse
+	7,  // 21: sallyport.audit.v1.AuditService.TailRecords:output_type -> sallyport.audit.v1.TailRecordsResponse
+	9,  // 22: sallyport.audit.v1.AuditService.ExportRecords:output_type -> sallyport.audit.v1.ExportRecordsResponse
+	11, // 23: sallyport.audit.v1.AuditService.GetCheckpoint:output_type -> sallyport.audit.v1.GetCheckpointResponse
+	13, // 24: sallyport.audit.v1.AuditService.GetConsistencyProof:output_type -> sallyport.audit.v1.GetConsistencyProofResponse
+	15, // 25: sallyport.audit.v1.AuditService.CheckStore:output_type -> sallyport.audit.v1.CheckStoreResponse
+	17, // 26: sallyport.audit.v1.AuditService.FindEvents:output_type -> sallyport.audit.v1.FindEventsResponse
+	19, // [19:27] is the sub-list for method output_type
+	11, // [11:19] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_audit_v1_audit_proto_init() }
@@ -992,7 +1260,7 @@ func file_sallyport_audit_v1_audit_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_audit_v1_audit_proto_rawDesc), len(file_sallyport_audit_v1_audit_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   14,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -27,6 +27,8 @@ const (
 	AuditService_ExportRecords_FullMethodName       = "/sallyport.audit.v1.AuditService/ExportRecords"
 	AuditService_GetCheckpoint_FullMethodName       = "/sallyport.audit.v1.AuditService/GetCheckpoint"
 	AuditService_GetConsistencyProof_FullMethodName = "/sallyport.audit.v1.AuditService/GetConsistencyProof"
+	AuditService_CheckStore_FullMethodName          = "/sallyport.audit.v1.AuditService/CheckStore"
+	AuditService_FindEvents_FullMethodName          = "/sallyport.audit.v1.AuditService/FindEvents"
 )
 
 // AuditServiceClient is the client API for AuditService service.
@@ -47,6 +49,10 @@ type AuditServiceClient interface {
 	GetCheckpoint(ctx context.Context, in *GetCheckpointRequest, opts ...grpc.CallOption) (*GetCheckpointResponse, error)
 	// GetConsistencyProof proves that a smaller tree is a prefix of a larger one. Callers: operator.
 	GetConsistencyProof(ctx context.Context, in *GetConsistencyProofRequest, opts ...grpc.CallOption) (*GetConsistencyProofResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error)
+	// FindEvents says which events have their record. Callers: operator.
+	FindEvents(ctx context.Context, in *FindEventsRequest, opts ...grpc.CallOption) (*FindEventsResponse, error)
 }
 
 type auditServiceClient struct {
@@ -135,6 +141,35 @@ func (c *auditServiceClient) GetConsistencyProof(ctx context.Context, in *GetCon
 	return out, nil
 }
 
+func (c *auditServiceClient) CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &AuditService_ServiceDesc.Streams[2], AuditService_CheckStore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckStoreRequest, CheckStoreResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_CheckStoreClient = grpc.ServerStreamingClient[CheckStoreResponse]
+
+func (c *auditServiceClient) FindEvents(ctx context.Context, in *FindEventsRequest, opts ...grpc.CallOption) (*FindEventsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FindEventsResponse)
+	err := c.cc.Invoke(ctx, AuditService_FindEvents_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AuditServiceServer is the server API for AuditService service.
 // All implementations must embed UnimplementedAuditServiceServer
 // for forward compatibility.
@@ -153,6 +188,10 @@ type AuditServiceServer interface {
 	GetCheckpoint(context.Context, *GetCheckpointRequest) (*GetCheckpointResponse, error)
 	// GetConsistencyProof proves that a smaller tree is a prefix of a larger one. Callers: operator.
 	GetConsistencyProof(context.Context, *GetConsistencyProofRequest) (*GetConsistencyProofResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error
+	// FindEvents says which events have their record. Callers: operator.
+	FindEvents(context.Context, *FindEventsRequest) (*FindEventsResponse, error)
 	mustEmbedUnimplementedAuditServiceServer()
 }
 
@@ -180,6 +219,12 @@ func (UnimplementedAuditServiceServer) GetCheckpoint(context.Context, *GetCheckp
 }
 func (UnimplementedAuditServiceServer) GetConsistencyProof(context.Context, *GetConsistencyProofRequest) (*GetConsistencyProofResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetConsistencyProof not implemented")
+}
+func (UnimplementedAuditServiceServer) CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method CheckStore not implemented")
+}
+func (UnimplementedAuditServiceServer) FindEvents(context.Context, *FindEventsRequest) (*FindEventsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FindEvents not implemented")
 }
 func (UnimplementedAuditServiceServer) mustEmbedUnimplementedAuditServiceServer() {}
 func (UnimplementedAuditServiceServer) testEmbeddedByValue()                      {}
@@ -296,6 +341,35 @@ func _AuditService_GetConsistencyProof_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AuditService_CheckStore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckStoreRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(AuditServiceServer).CheckStore(m, &grpc.GenericServerStream[CheckStoreRequest, CheckStoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type AuditService_CheckStoreServer = grpc.ServerStreamingServer[CheckStoreResponse]
+
+func _AuditService_FindEvents_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FindEventsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AuditServiceServer).FindEvents(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AuditService_FindEvents_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AuditServiceServer).FindEvents(ctx, req.(*FindEventsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AuditService_ServiceDesc is the grpc.ServiceDesc for AuditService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -319,6 +393,10 @@ var AuditService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "GetConsistencyProof",
 			Handler:    _AuditService_GetConsistencyProof_Handler,
 		},
+		{
+			MethodName: "FindEvents",
+			Handler:    _AuditService_FindEvents_Handler,
+		},
 	},
 	Streams: []grpc.StreamDesc{
 		{
@@ -329,6 +407,11 @@ var AuditService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "ExportRecords",
 			Handler:       _AuditService_ExportRecords_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CheckStore",
+			Handler:       _AuditService_CheckStore_Handler,
 			ServerStreams: true,
 		},
 	},

@@ -2622,11 +2622,103 @@ func (*RemoveAgentResponse) Descriptor() ([]byte, []int) {
 	return file_sallyport_deployer_v1_deployer_proto_rawDescGZIP(), []int{37}
 }
 
+// CheckStoreRequest says how thoroughly.
+type CheckStoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also let the database check its own files, which reads all of them.
+	Full          bool `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreRequest) Reset() {
+	*x = CheckStoreRequest{}
+	mi := &file_sallyport_deployer_v1_deployer_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreRequest) ProtoMessage() {}
+
+func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_deployer_v1_deployer_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreRequest.ProtoReflect.Descriptor instead.
+func (*CheckStoreRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_deployer_v1_deployer_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *CheckStoreRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+// CheckStoreResponse is one part of the answer.
+type CheckStoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was found and what is there.
+	Report        *v1.StoreReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreResponse) Reset() {
+	*x = CheckStoreResponse{}
+	mi := &file_sallyport_deployer_v1_deployer_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreResponse) ProtoMessage() {}
+
+func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_deployer_v1_deployer_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreResponse.ProtoReflect.Descriptor instead.
+func (*CheckStoreResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_deployer_v1_deployer_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *CheckStoreResponse) GetReport() *v1.StoreReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 var File_sallyport_deployer_v1_deployer_proto protoreflect.FileDescriptor
 
 const file_sallyport_deployer_v1_deployer_proto_rawDesc = "" +
 	"\n" +
-	"$sallyport/deployer/v1/deployer.proto\x12\x15sallyport.deployer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1csallyport/type/v1/type.proto\"\xf5\x03\n" +
+	"$sallyport/deployer/v1/deployer.proto\x12\x15sallyport.deployer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsallyport/type/v1/check.proto\x1a\x1csallyport/type/v1/type.proto\"\xf5\x03\n" +
 	"\n" +
 	"Deployment\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
@@ -2808,7 +2900,11 @@ const file_sallyport_deployer_v1_deployer_proto_rawDesc = "" +
 	"\x12RemoveAgentRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x15\n" +
-	"\x13RemoveAgentResponse*\xb1\x01\n" +
+	"\x13RemoveAgentResponse\"'\n" +
+	"\x11CheckStoreRequest\x12\x12\n" +
+	"\x04full\x18\x01 \x01(\bR\x04full\"L\n" +
+	"\x12CheckStoreResponse\x126\n" +
+	"\x06report\x18\x01 \x01(\v2\x1e.sallyport.type.v1.StoreReportR\x06report*\xb1\x01\n" +
 	"\x0fDeploymentState\x12 \n" +
 	"\x1cDEPLOYMENT_STATE_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cDEPLOYMENT_STATE_PROGRESSING\x10\x01\x12\x1c\n" +
@@ -2829,7 +2925,7 @@ const file_sallyport_deployer_v1_deployer_proto_rawDesc = "" +
 	"AgentState\x12\x1b\n" +
 	"\x17AGENT_STATE_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14AGENT_STATE_ENROLLED\x10\x01\x12\x16\n" +
-	"\x12AGENT_STATE_LOCKED\x10\x022\xed\f\n" +
+	"\x12AGENT_STATE_LOCKED\x10\x022\xd2\r\n" +
 	"\x0fDeployerService\x12p\n" +
 	"\x0fApplyDeployment\x12-.sallyport.deployer.v1.ApplyDeploymentRequest\x1a..sallyport.deployer.v1.ApplyDeploymentResponse\x12j\n" +
 	"\rGetDeployment\x12+.sallyport.deployer.v1.GetDeploymentRequest\x1a,.sallyport.deployer.v1.GetDeploymentResponse\x12p\n" +
@@ -2846,7 +2942,9 @@ const file_sallyport_deployer_v1_deployer_proto_rawDesc = "" +
 	"ListAgents\x12(.sallyport.deployer.v1.ListAgentsRequest\x1a).sallyport.deployer.v1.ListAgentsResponse\x12^\n" +
 	"\tLockAgent\x12'.sallyport.deployer.v1.LockAgentRequest\x1a(.sallyport.deployer.v1.LockAgentResponse\x12d\n" +
 	"\vUnlockAgent\x12).sallyport.deployer.v1.UnlockAgentRequest\x1a*.sallyport.deployer.v1.UnlockAgentResponse\x12d\n" +
-	"\vRemoveAgent\x12).sallyport.deployer.v1.RemoveAgentRequest\x1a*.sallyport.deployer.v1.RemoveAgentResponseB\xe9\x01\n" +
+	"\vRemoveAgent\x12).sallyport.deployer.v1.RemoveAgentRequest\x1a*.sallyport.deployer.v1.RemoveAgentResponse\x12c\n" +
+	"\n" +
+	"CheckStore\x12(.sallyport.deployer.v1.CheckStoreRequest\x1a).sallyport.deployer.v1.CheckStoreResponse0\x01B\xe9\x01\n" +
 	"\x19com.sallyport.deployer.v1B\rDeployerProtoP\x01ZGgithub.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1;deployerv1\xa2\x02\x03SDX\xaa\x02\x15Sallyport.Deployer.V1\xca\x02\x15Sallyport\\Deployer\\V1\xe2\x02!Sallyport\\Deployer\\V1\\GPBMetadata\xea\x02\x17Sallyport::Deployer::V1b\x06proto3"
 
 var (
@@ -2862,7 +2960,7 @@ func file_sallyport_deployer_v1_deployer_proto_rawDescGZIP() []byte {
 }
 
 var file_sallyport_deployer_v1_deployer_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_sallyport_deployer_v1_deployer_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_sallyport_deployer_v1_deployer_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_sallyport_deployer_v1_deployer_proto_goTypes = []any{
 	(DeploymentState)(0),             // 0: sallyport.deployer.v1.DeploymentState
 	(AssignmentState)(0),             // 1: sallyport.deployer.v1.AssignmentState
@@ -2905,30 +3003,33 @@ var file_sallyport_deployer_v1_deployer_proto_goTypes = []any{
 	(*UnlockAgentResponse)(nil),      // 38: sallyport.deployer.v1.UnlockAgentResponse
 	(*RemoveAgentRequest)(nil),       // 39: sallyport.deployer.v1.RemoveAgentRequest
 	(*RemoveAgentResponse)(nil),      // 40: sallyport.deployer.v1.RemoveAgentResponse
-	nil,                              // 41: sallyport.deployer.v1.Target.SettingsEntry
-	(v1.KeyType)(0),                  // 42: sallyport.type.v1.KeyType
-	(*v1.Names)(nil),                 // 43: sallyport.type.v1.Names
-	(*timestamppb.Timestamp)(nil),    // 44: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),      // 45: google.protobuf.Duration
+	(*CheckStoreRequest)(nil),        // 41: sallyport.deployer.v1.CheckStoreRequest
+	(*CheckStoreResponse)(nil),       // 42: sallyport.deployer.v1.CheckStoreResponse
+	nil,                              // 43: sallyport.deployer.v1.Target.SettingsEntry
+	(v1.KeyType)(0),                  // 44: sallyport.type.v1.KeyType
+	(*v1.Names)(nil),                 // 45: sallyport.type.v1.Names
+	(*timestamppb.Timestamp)(nil),    // 46: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),      // 47: google.protobuf.Duration
+	(*v1.StoreReport)(nil),           // 48: sallyport.type.v1.StoreReport
 }
 var file_sallyport_deployer_v1_deployer_proto_depIdxs = []int32{
-	42, // 0: sallyport.deployer.v1.Deployment.key_type:type_name -> sallyport.type.v1.KeyType
-	43, // 1: sallyport.deployer.v1.Deployment.names:type_name -> sallyport.type.v1.Names
+	44, // 0: sallyport.deployer.v1.Deployment.key_type:type_name -> sallyport.type.v1.KeyType
+	45, // 1: sallyport.deployer.v1.Deployment.names:type_name -> sallyport.type.v1.Names
 	4,  // 2: sallyport.deployer.v1.Deployment.targets:type_name -> sallyport.deployer.v1.Target
 	5,  // 3: sallyport.deployer.v1.Deployment.rollout:type_name -> sallyport.deployer.v1.Rollout
 	6,  // 4: sallyport.deployer.v1.Deployment.renewal:type_name -> sallyport.deployer.v1.Renewal
 	7,  // 5: sallyport.deployer.v1.Deployment.status:type_name -> sallyport.deployer.v1.DeploymentStatus
-	44, // 6: sallyport.deployer.v1.Deployment.created:type_name -> google.protobuf.Timestamp
-	41, // 7: sallyport.deployer.v1.Target.settings:type_name -> sallyport.deployer.v1.Target.SettingsEntry
-	45, // 8: sallyport.deployer.v1.Renewal.before_expiry:type_name -> google.protobuf.Duration
+	46, // 6: sallyport.deployer.v1.Deployment.created:type_name -> google.protobuf.Timestamp
+	43, // 7: sallyport.deployer.v1.Target.settings:type_name -> sallyport.deployer.v1.Target.SettingsEntry
+	47, // 8: sallyport.deployer.v1.Renewal.before_expiry:type_name -> google.protobuf.Duration
 	0,  // 9: sallyport.deployer.v1.DeploymentStatus.state:type_name -> sallyport.deployer.v1.DeploymentState
 	8,  // 10: sallyport.deployer.v1.DeploymentStatus.assignments:type_name -> sallyport.deployer.v1.AssignmentStatus
 	4,  // 11: sallyport.deployer.v1.AssignmentStatus.target:type_name -> sallyport.deployer.v1.Target
 	1,  // 12: sallyport.deployer.v1.AssignmentStatus.state:type_name -> sallyport.deployer.v1.AssignmentState
-	44, // 13: sallyport.deployer.v1.AssignmentStatus.not_after:type_name -> google.protobuf.Timestamp
-	44, // 14: sallyport.deployer.v1.AssignmentStatus.next_attempt:type_name -> google.protobuf.Timestamp
-	44, // 15: sallyport.deployer.v1.AssignmentStatus.renew_at:type_name -> google.protobuf.Timestamp
-	44, // 16: sallyport.deployer.v1.AssignmentStatus.updated:type_name -> google.protobuf.Timestamp
+	46, // 13: sallyport.deployer.v1.AssignmentStatus.not_after:type_name -> google.protobuf.Timestamp
+	46, // 14: sallyport.deployer.v1.AssignmentStatus.next_attempt:type_name -> google.protobuf.Timestamp
+	46, // 15: sallyport.deployer.v1.AssignmentStatus.renew_at:type_name -> google.protobuf.Timestamp
+	46, // 16: sallyport.deployer.v1.AssignmentStatus.updated:type_name -> google.protobuf.Timestamp
 	3,  // 17: sallyport.deployer.v1.ApplyDeploymentRequest.deployment:type_name -> sallyport.deployer.v1.Deployment
 	3,  // 18: sallyport.deployer.v1.ApplyDeploymentResponse.deployment:type_name -> sallyport.deployer.v1.Deployment
 	3,  // 19: sallyport.deployer.v1.GetDeploymentResponse.deployment:type_name -> sallyport.deployer.v1.Deployment
@@ -2938,55 +3039,58 @@ var file_sallyport_deployer_v1_deployer_proto_depIdxs = []int32{
 	3,  // 23: sallyport.deployer.v1.WatchDeploymentResponse.deployment:type_name -> sallyport.deployer.v1.Deployment
 	1,  // 24: sallyport.deployer.v1.ListAssignmentsRequest.states:type_name -> sallyport.deployer.v1.AssignmentState
 	8,  // 25: sallyport.deployer.v1.ListAssignmentsResponse.assignments:type_name -> sallyport.deployer.v1.AssignmentStatus
-	44, // 26: sallyport.deployer.v1.JoinToken.expires:type_name -> google.protobuf.Timestamp
-	44, // 27: sallyport.deployer.v1.JoinToken.used:type_name -> google.protobuf.Timestamp
-	44, // 28: sallyport.deployer.v1.JoinToken.created:type_name -> google.protobuf.Timestamp
-	45, // 29: sallyport.deployer.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	46, // 26: sallyport.deployer.v1.JoinToken.expires:type_name -> google.protobuf.Timestamp
+	46, // 27: sallyport.deployer.v1.JoinToken.used:type_name -> google.protobuf.Timestamp
+	46, // 28: sallyport.deployer.v1.JoinToken.created:type_name -> google.protobuf.Timestamp
+	47, // 29: sallyport.deployer.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
 	23, // 30: sallyport.deployer.v1.CreateJoinTokenResponse.join_token:type_name -> sallyport.deployer.v1.JoinToken
 	23, // 31: sallyport.deployer.v1.ListJoinTokensResponse.join_tokens:type_name -> sallyport.deployer.v1.JoinToken
 	2,  // 32: sallyport.deployer.v1.Agent.state:type_name -> sallyport.deployer.v1.AgentState
-	44, // 33: sallyport.deployer.v1.Agent.enrolled:type_name -> google.protobuf.Timestamp
-	44, // 34: sallyport.deployer.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
-	44, // 35: sallyport.deployer.v1.Agent.svid_expires:type_name -> google.protobuf.Timestamp
+	46, // 33: sallyport.deployer.v1.Agent.enrolled:type_name -> google.protobuf.Timestamp
+	46, // 34: sallyport.deployer.v1.Agent.last_seen:type_name -> google.protobuf.Timestamp
+	46, // 35: sallyport.deployer.v1.Agent.svid_expires:type_name -> google.protobuf.Timestamp
 	30, // 36: sallyport.deployer.v1.GetAgentResponse.agent:type_name -> sallyport.deployer.v1.Agent
 	30, // 37: sallyport.deployer.v1.ListAgentsResponse.agents:type_name -> sallyport.deployer.v1.Agent
 	30, // 38: sallyport.deployer.v1.LockAgentResponse.agent:type_name -> sallyport.deployer.v1.Agent
 	30, // 39: sallyport.deployer.v1.UnlockAgentResponse.agent:type_name -> sallyport.deployer.v1.Agent
-	9,  // 40: sallyport.deployer.v1.DeployerService.ApplyDeployment:input_type -> sallyport.deployer.v1.ApplyDeploymentRequest
-	11, // 41: sallyport.deployer.v1.DeployerService.GetDeployment:input_type -> sallyport.deployer.v1.GetDeploymentRequest
-	13, // 42: sallyport.deployer.v1.DeployerService.ListDeployments:input_type -> sallyport.deployer.v1.ListDeploymentsRequest
-	15, // 43: sallyport.deployer.v1.DeployerService.DeleteDeployment:input_type -> sallyport.deployer.v1.DeleteDeploymentRequest
-	17, // 44: sallyport.deployer.v1.DeployerService.RenewDeployment:input_type -> sallyport.deployer.v1.RenewDeploymentRequest
-	19, // 45: sallyport.deployer.v1.DeployerService.WatchDeployment:input_type -> sallyport.deployer.v1.WatchDeploymentRequest
-	21, // 46: sallyport.deployer.v1.DeployerService.ListAssignments:input_type -> sallyport.deployer.v1.ListAssignmentsRequest
-	24, // 47: sallyport.deployer.v1.DeployerService.CreateJoinToken:input_type -> sallyport.deployer.v1.CreateJoinTokenRequest
-	26, // 48: sallyport.deployer.v1.DeployerService.ListJoinTokens:input_type -> sallyport.deployer.v1.ListJoinTokensRequest
-	28, // 49: sallyport.deployer.v1.DeployerService.RevokeJoinToken:input_type -> sallyport.deployer.v1.RevokeJoinTokenRequest
-	31, // 50: sallyport.deployer.v1.DeployerService.GetAgent:input_type -> sallyport.deployer.v1.GetAgentRequest
-	33, // 51: sallyport.deployer.v1.DeployerService.ListAgents:input_type -> sallyport.deployer.v1.ListAgentsRequest
-	35, // 52: sallyport.deployer.v1.DeployerService.LockAgent:input_type -> sallyport.deployer.v1.LockAgentRequest
-	37, // 53: sallyport.deployer.v1.DeployerService.UnlockAgent:input_type -> sallyport.deployer.v1.UnlockAgentRequest
-	39, // 54: sallyport.deployer.v1.DeployerService.RemoveAgent:input_type -> sallyport.deployer.v1.RemoveAgentRequest
-	10, // 55: sallyport.deployer.v1.DeployerService.ApplyDeployment:output_type -> sallyport.deployer.v1.ApplyDeploymentResponse
-	12, // 56: sallyport.deployer.v1.DeployerService.GetDeployment:output_type -> sallyport.deployer.v1.GetDeploymentResponse
-	14, // 57: sallyport.deployer.v1.DeployerService.ListDeployments:output_type -> sallyport.deployer.v1.ListDeploymentsResponse
-	16, // 58: sallyport.deployer.v1.DeployerService.DeleteDeployment:output_type -> sallyport.deployer.v1.DeleteDeploymentResponse
-	18, // 59: sallyport.deployer.v1.DeployerService.RenewDeployment:output_type -> sallyport.deployer.v1.RenewDeploymentResponse
-	20, // 60: sallyport.deployer.v1.DeployerService.WatchDeployment:output_type -> sallyport.deployer.v1.WatchDeploymentResponse
-	22, // 61: sallyport.deployer.v1.DeployerService.ListAssignments:output_type -> sallyport.deployer.v1.ListAssignmentsResponse
-	25, // 62: sallyport.deployer.v1.DeployerService.CreateJoinToken:output_type -> sallyport.deployer.v1.CreateJoinTokenResponse
-	27, // 63: sallyport.deployer.v1.DeployerService.ListJoinTokens:output_type -> sallyport.deployer.v1.ListJoinTokensResponse
-	29, // 64: sallyport.deployer.v1.DeployerService.RevokeJoinToken:output_type -> sallyport.deployer.v1.RevokeJoinTokenResponse
-	32, // 65: sallyport.deployer.v1.DeployerService.GetAgent:output_type -> sallyport.deployer.v1.GetAgentResponse
-	34, // 66: sallyport.deployer.v1.DeployerService.ListAgents:output_type -> sallyport.deployer.v1.ListAgentsResponse
-	36, // 67: sallyport.deployer.v1.DeployerService.LockAgent:output_type -> sallyport.deployer.v1.LockAgentResponse
-	38, // 68: sallyport.deployer.v1.DeployerService.UnlockAgent:output_type -> sallyport.deployer.v1.UnlockAgentResponse
-	40, // 69: sallyport.deployer.v1.DeployerService.RemoveAgent:output_type -> sallyport.deployer.v1.RemoveAgentResponse
-	55, // [55:70] is the sub-list for method output_type
-	40, // [40:55] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	48, // 40: sallyport.deployer.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
+	9,  // 41: sallyport.deployer.v1.DeployerService.ApplyDeployment:input_type -> sallyport.deployer.v1.ApplyDeploymentRequest
+	11, // 42: sallyport.deployer.v1.DeployerService.GetDeployment:input_type -> sallyport.deployer.v1.GetDeploymentRequest
+	13, // 43: sallyport.deployer.v1.DeployerService.ListDeployments:input_type -> sallyport.deployer.v1.ListDeploymentsRequest
+	15, // 44: sallyport.deployer.v1.DeployerService.DeleteDeployment:input_type -> sallyport.deployer.v1.DeleteDeploymentRequest
+	17, // 45: sallyport.deployer.v1.DeployerService.RenewDeployment:input_type -> sallyport.deployer.v1.RenewDeploymentRequest
+	19, // 46: sallyport.deployer.v1.DeployerService.WatchDeployment:input_type -> sallyport.deployer.v1.WatchDeploymentRequest
+	21, // 47: sallyport.deployer.v1.DeployerService.ListAssignments:input_type -> sallyport.deployer.v1.ListAssignmentsRequest
+	24, // 48: sallyport.deployer.v1.DeployerService.CreateJoinToken:input_type -> sallyport.deployer.v1.CreateJoinTokenRequest
+	26, // 49: sallyport.deployer.v1.DeployerService.ListJoinTokens:input_type -> sallyport.deployer.v1.ListJoinTokensRequest
+	28, // 50: sallyport.deployer.v1.DeployerService.RevokeJoinToken:input_type -> sallyport.deployer.v1.RevokeJoinTokenRequest
+	31, // 51: sallyport.deployer.v1.DeployerService.GetAgent:input_type -> sallyport.deployer.v1.GetAgentRequest
+	33, // 52: sallyport.deployer.v1.DeployerService.ListAgents:input_type -> sallyport.deployer.v1.ListAgentsRequest
+	35, // 53: sallyport.deployer.v1.DeployerService.LockAgent:input_type -> sallyport.deployer.v1.LockAgentRequest
+	37, // 54: sallyport.deployer.v1.DeployerService.UnlockAgent:input_type -> sallyport.deployer.v1.UnlockAgentRequest
+	39, // 55: sallyport.deployer.v1.DeployerService.RemoveAgent:input_type -> sallyport.deployer.v1.RemoveAgentRequest
+	41, // 56: sallyport.deployer.v1.DeployerService.CheckStore:input_type -> sallyport.deployer.v1.CheckStoreRequest
+	10, // 57: sallyport.deployer.v1.DeployerService.ApplyDeployment:output_type -> sallyport.deployer.v1.ApplyDeploymentResponse
+	12, // 58: sallyport.deployer.v1.DeployerService.GetDeployment:output_type -> sallyport.deployer.v1.GetDeploymentResponse
+	14, // 59: sallyport.deployer.v1.DeployerService.ListDeployments:output_type -> sallyport.deployer.v1.ListDeploymentsResponse
+	16, // 60: sallyport.deployer.v1.DeployerService.DeleteDeployment:output_type -> sallyport.deployer.v1.DeleteDeploymentResponse
+	18, // 61: sallyport.deployer.v1.DeployerService.RenewDeployment:output_type -> sallyport.deployer.v1.RenewDeploymentResponse
+	20, // 62: sallyport.deployer.v1.DeployerService.WatchDeployment:output_type -> sallyport.deployer.v1.WatchDeploymentResponse
+	22, // 63: sallyport.deployer.v1.DeployerService.ListAssignments:output_type -> sallyport.deployer.v1.ListAssignmentsResponse
+	25, // 64: sallyport.deployer.v1.DeployerService.CreateJoinToken:output_type -> sallyport.deployer.v1.CreateJoinTokenResponse
+	27, // 65: sallyport.deployer.v1.DeployerService.ListJoinTokens:output_type -> sallyport.deployer.v1.ListJoinTokensResponse
+	29, // 66: sallyport.deployer.v1.DeployerService.RevokeJoinToken:output_type -> sallyport.deployer.v1.RevokeJoinTokenResponse
+	32, // 67: sallyport.deployer.v1.DeployerService.GetAgent:output_type -> sallyport.deployer.v1.GetAgentResponse
+	34, // 68: sallyport.deployer.v1.DeployerService.ListAgents:output_type -> sallyport.deployer.v1.ListAgentsResponse
+	36, // 69: sallyport.deployer.v1.DeployerService.LockAgent:output_type -> sallyport.deployer.v1.LockAgentResponse
+	38, // 70: sallyport.deployer.v1.DeployerService.UnlockAgent:output_type -> sallyport.deployer.v1.UnlockAgentResponse
+	40, // 71: sallyport.deployer.v1.DeployerService.RemoveAgent:output_type -> sallyport.deployer.v1.RemoveAgentResponse
+	42, // 72: sallyport.deployer.v1.DeployerService.CheckStore:output_type -> sallyport.deployer.v1.CheckStoreResponse
+	57, // [57:73] is the sub-list for method output_type
+	41, // [41:57] is the sub-list for method input_type
+	41, // [41:41] is the sub-list for extension type_name
+	41, // [41:41] is the sub-list for extension extendee
+	0,  // [0:41] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_deployer_v1_deployer_proto_init() }
@@ -3000,7 +3104,7 @@ func file_sallyport_deployer_v1_deployer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_deployer_v1_deployer_proto_rawDesc), len(file_sallyport_deployer_v1_deployer_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   39,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

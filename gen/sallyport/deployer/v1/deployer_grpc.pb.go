@@ -36,6 +36,7 @@ const (
 	DeployerService_LockAgent_FullMethodName        = "/sallyport.deployer.v1.DeployerService/LockAgent"
 	DeployerService_UnlockAgent_FullMethodName      = "/sallyport.deployer.v1.DeployerService/UnlockAgent"
 	DeployerService_RemoveAgent_FullMethodName      = "/sallyport.deployer.v1.DeployerService/RemoveAgent"
+	DeployerService_CheckStore_FullMethodName       = "/sallyport.deployer.v1.DeployerService/CheckStore"
 )
 
 // DeployerServiceClient is the client API for DeployerService service.
@@ -74,6 +75,8 @@ type DeployerServiceClient interface {
 	UnlockAgent(ctx context.Context, in *UnlockAgentRequest, opts ...grpc.CallOption) (*UnlockAgentResponse, error)
 	// RemoveAgent forgets an agent for good; the host may enrol anew. Callers: operator.
 	RemoveAgent(ctx context.Context, in *RemoveAgentRequest, opts ...grpc.CallOption) (*RemoveAgentResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error)
 }
 
 type deployerServiceClient struct {
@@ -243,6 +246,25 @@ func (c *deployerServiceClient) RemoveAgent(ctx context.Context, in *RemoveAgent
 	return out, nil
 }
 
+func (c *deployerServiceClient) CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &DeployerService_ServiceDesc.Streams[1], DeployerService_CheckStore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckStoreRequest, CheckStoreResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DeployerService_CheckStoreClient = grpc.ServerStreamingClient[CheckStoreResponse]
+
 // DeployerServiceServer is the server API for DeployerService service.
 // All implementations must embed UnimplementedDeployerServiceServer
 // for forward compatibility.
@@ -279,6 +301,8 @@ type DeployerServiceServer interface {
 	UnlockAgent(context.Context, *UnlockAgentRequest) (*UnlockAgentResponse, error)
 	// RemoveAgent forgets an agent for good; the host may enrol anew. Callers: operator.
 	RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error
 	mustEmbedUnimplementedDeployerServiceServer()
 }
 
@@ -333,6 +357,9 @@ func (UnimplementedDeployerServiceServer) UnlockAgent(context.Context, *UnlockAg
 }
 func (UnimplementedDeployerServiceServer) RemoveAgent(context.Context, *RemoveAgentRequest) (*RemoveAgentResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveAgent not implemented")
+}
+func (UnimplementedDeployerServiceServer) CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method CheckStore not implemented")
 }
 func (UnimplementedDeployerServiceServer) mustEmbedUnimplementedDeployerServiceServer() {}
 func (UnimplementedDeployerServiceServer) testEmbeddedByValue()                         {}
@@ -618,6 +645,17 @@ func _DeployerService_RemoveAgent_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DeployerService_CheckStore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckStoreRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DeployerServiceServer).CheckStore(m, &grpc.GenericServerStream[CheckStoreRequest, CheckStoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type DeployerService_CheckStoreServer = grpc.ServerStreamingServer[CheckStoreResponse]
+
 // DeployerService_ServiceDesc is the grpc.ServiceDesc for DeployerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -686,6 +724,11 @@ var DeployerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "WatchDeployment",
 			Handler:       _DeployerService_WatchDeployment_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CheckStore",
+			Handler:       _DeployerService_CheckStore_Handler,
 			ServerStreams: true,
 		},
 	},

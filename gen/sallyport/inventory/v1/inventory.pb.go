@@ -1829,11 +1829,103 @@ func (x *ListFindingsResponse) GetNextPageToken() string {
 	return ""
 }
 
+// CheckStoreRequest says how thoroughly.
+type CheckStoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also let the database check its own files, which reads all of them.
+	Full          bool `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreRequest) Reset() {
+	*x = CheckStoreRequest{}
+	mi := &file_sallyport_inventory_v1_inventory_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreRequest) ProtoMessage() {}
+
+func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_inventory_v1_inventory_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreRequest.ProtoReflect.Descriptor instead.
+func (*CheckStoreRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_inventory_v1_inventory_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CheckStoreRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+// CheckStoreResponse is one part of the answer.
+type CheckStoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was found and what is there.
+	Report        *v1.StoreReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreResponse) Reset() {
+	*x = CheckStoreResponse{}
+	mi := &file_sallyport_inventory_v1_inventory_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreResponse) ProtoMessage() {}
+
+func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_inventory_v1_inventory_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreResponse.ProtoReflect.Descriptor instead.
+func (*CheckStoreResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_inventory_v1_inventory_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *CheckStoreResponse) GetReport() *v1.StoreReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 var File_sallyport_inventory_v1_inventory_proto protoreflect.FileDescriptor
 
 const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\n" +
-	"&sallyport/inventory/v1/inventory.proto\x12\x16sallyport.inventory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1csallyport/type/v1/type.proto\"\xc9\x02\n" +
+	"&sallyport/inventory/v1/inventory.proto\x12\x16sallyport.inventory.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsallyport/type/v1/check.proto\x1a\x1csallyport/type/v1/type.proto\"\xc9\x02\n" +
 	"\bIdentity\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05owner\x18\x02 \x01(\tR\x05owner\x12\x18\n" +
@@ -1961,7 +2053,11 @@ const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x05owner\x18\x06 \x01(\tR\x05owner\"{\n" +
 	"\x14ListFindingsResponse\x12;\n" +
 	"\bfindings\x18\x01 \x03(\v2\x1f.sallyport.inventory.v1.FindingR\bfindings\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken*a\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"'\n" +
+	"\x11CheckStoreRequest\x12\x12\n" +
+	"\x04full\x18\x01 \x01(\bR\x04full\"L\n" +
+	"\x12CheckStoreResponse\x126\n" +
+	"\x06report\x18\x01 \x01(\v2\x1e.sallyport.type.v1.StoreReportR\x06report*a\n" +
 	"\fSightingRole\x12\x1d\n" +
 	"\x19SIGHTING_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12SIGHTING_ROLE_FILE\x10\x01\x12\x1a\n" +
@@ -1980,7 +2076,7 @@ const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSEVERITY_INFO\x10\x01\x12\x14\n" +
 	"\x10SEVERITY_WARNING\x10\x02\x12\x15\n" +
-	"\x11SEVERITY_CRITICAL\x10\x032\xdb\a\n" +
+	"\x11SEVERITY_CRITICAL\x10\x032\xc2\b\n" +
 	"\x10InventoryService\x12l\n" +
 	"\rApplyIdentity\x12,.sallyport.inventory.v1.ApplyIdentityRequest\x1a-.sallyport.inventory.v1.ApplyIdentityResponse\x12f\n" +
 	"\vGetIdentity\x12*.sallyport.inventory.v1.GetIdentityRequest\x1a+.sallyport.inventory.v1.GetIdentityResponse\x12o\n" +
@@ -1990,7 +2086,9 @@ const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\x10ListCertificates\x12/.sallyport.inventory.v1.ListCertificatesRequest\x1a0.sallyport.inventory.v1.ListCertificatesResponse\x12Z\n" +
 	"\aGetHost\x12&.sallyport.inventory.v1.GetHostRequest\x1a'.sallyport.inventory.v1.GetHostResponse\x12`\n" +
 	"\tListHosts\x12(.sallyport.inventory.v1.ListHostsRequest\x1a).sallyport.inventory.v1.ListHostsResponse\x12i\n" +
-	"\fListFindings\x12+.sallyport.inventory.v1.ListFindingsRequest\x1a,.sallyport.inventory.v1.ListFindingsResponseB\xf1\x01\n" +
+	"\fListFindings\x12+.sallyport.inventory.v1.ListFindingsRequest\x1a,.sallyport.inventory.v1.ListFindingsResponse\x12e\n" +
+	"\n" +
+	"CheckStore\x12).sallyport.inventory.v1.CheckStoreRequest\x1a*.sallyport.inventory.v1.CheckStoreResponse0\x01B\xf1\x01\n" +
 	"\x1acom.sallyport.inventory.v1B\x0eInventoryProtoP\x01ZIgithub.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1;inventoryv1\xa2\x02\x03SIX\xaa\x02\x16Sallyport.Inventory.V1\xca\x02\x16Sallyport\\Inventory\\V1\xe2\x02\"Sallyport\\Inventory\\V1\\GPBMetadata\xea\x02\x18Sallyport::Inventory::V1b\x06proto3"
 
 var (
@@ -2006,7 +2104,7 @@ func file_sallyport_inventory_v1_inventory_proto_rawDescGZIP() []byte {
 }
 
 var file_sallyport_inventory_v1_inventory_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_sallyport_inventory_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_sallyport_inventory_v1_inventory_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_sallyport_inventory_v1_inventory_proto_goTypes = []any{
 	(SightingRole)(0),                // 0: sallyport.inventory.v1.SightingRole
 	(Rule)(0),                        // 1: sallyport.inventory.v1.Rule
@@ -2034,68 +2132,74 @@ var file_sallyport_inventory_v1_inventory_proto_goTypes = []any{
 	(*ListHostsResponse)(nil),        // 23: sallyport.inventory.v1.ListHostsResponse
 	(*ListFindingsRequest)(nil),      // 24: sallyport.inventory.v1.ListFindingsRequest
 	(*ListFindingsResponse)(nil),     // 25: sallyport.inventory.v1.ListFindingsResponse
-	nil,                              // 26: sallyport.inventory.v1.Identity.LabelsEntry
-	(*v1.Names)(nil),                 // 27: sallyport.type.v1.Names
-	(*timestamppb.Timestamp)(nil),    // 28: google.protobuf.Timestamp
-	(*v1.Certificate)(nil),           // 29: sallyport.type.v1.Certificate
-	(*durationpb.Duration)(nil),      // 30: google.protobuf.Duration
+	(*CheckStoreRequest)(nil),        // 26: sallyport.inventory.v1.CheckStoreRequest
+	(*CheckStoreResponse)(nil),       // 27: sallyport.inventory.v1.CheckStoreResponse
+	nil,                              // 28: sallyport.inventory.v1.Identity.LabelsEntry
+	(*v1.Names)(nil),                 // 29: sallyport.type.v1.Names
+	(*timestamppb.Timestamp)(nil),    // 30: google.protobuf.Timestamp
+	(*v1.Certificate)(nil),           // 31: sallyport.type.v1.Certificate
+	(*durationpb.Duration)(nil),      // 32: google.protobuf.Duration
+	(*v1.StoreReport)(nil),           // 33: sallyport.type.v1.StoreReport
 }
 var file_sallyport_inventory_v1_inventory_proto_depIdxs = []int32{
-	27, // 0: sallyport.inventory.v1.Identity.names:type_name -> sallyport.type.v1.Names
-	26, // 1: sallyport.inventory.v1.Identity.labels:type_name -> sallyport.inventory.v1.Identity.LabelsEntry
-	28, // 2: sallyport.inventory.v1.Identity.created:type_name -> google.protobuf.Timestamp
-	29, // 3: sallyport.inventory.v1.KnownCertificate.certificate:type_name -> sallyport.type.v1.Certificate
+	29, // 0: sallyport.inventory.v1.Identity.names:type_name -> sallyport.type.v1.Names
+	28, // 1: sallyport.inventory.v1.Identity.labels:type_name -> sallyport.inventory.v1.Identity.LabelsEntry
+	30, // 2: sallyport.inventory.v1.Identity.created:type_name -> google.protobuf.Timestamp
+	31, // 3: sallyport.inventory.v1.KnownCertificate.certificate:type_name -> sallyport.type.v1.Certificate
 	5,  // 4: sallyport.inventory.v1.KnownCertificate.sightings:type_name -> sallyport.inventory.v1.Sighting
-	28, // 5: sallyport.inventory.v1.KnownCertificate.first_seen:type_name -> google.protobuf.Timestamp
-	28, // 6: sallyport.inventory.v1.KnownCertificate.last_seen:type_name -> google.protobuf.Timestamp
+	30, // 5: sallyport.inventory.v1.KnownCertificate.first_seen:type_name -> google.protobuf.Timestamp
+	30, // 6: sallyport.inventory.v1.KnownCertificate.last_seen:type_name -> google.protobuf.Timestamp
 	0,  // 7: sallyport.inventory.v1.Sighting.role:type_name -> sallyport.inventory.v1.SightingRole
-	28, // 8: sallyport.inventory.v1.Sighting.first_seen:type_name -> google.protobuf.Timestamp
-	28, // 9: sallyport.inventory.v1.Sighting.last_seen:type_name -> google.protobuf.Timestamp
-	28, // 10: sallyport.inventory.v1.Sighting.gone:type_name -> google.protobuf.Timestamp
-	28, // 11: sallyport.inventory.v1.Host.last_report:type_name -> google.protobuf.Timestamp
-	28, // 12: sallyport.inventory.v1.Host.last_scan:type_name -> google.protobuf.Timestamp
-	28, // 13: sallyport.inventory.v1.Host.created:type_name -> google.protobuf.Timestamp
+	30, // 8: sallyport.inventory.v1.Sighting.first_seen:type_name -> google.protobuf.Timestamp
+	30, // 9: sallyport.inventory.v1.Sighting.last_seen:type_name -> google.protobuf.Timestamp
+	30, // 10: sallyport.inventory.v1.Sighting.gone:type_name -> google.protobuf.Timestamp
+	30, // 11: sallyport.inventory.v1.Host.last_report:type_name -> google.protobuf.Timestamp
+	30, // 12: sallyport.inventory.v1.Host.last_scan:type_name -> google.protobuf.Timestamp
+	30, // 13: sallyport.inventory.v1.Host.created:type_name -> google.protobuf.Timestamp
 	1,  // 14: sallyport.inventory.v1.Finding.rule:type_name -> sallyport.inventory.v1.Rule
 	2,  // 15: sallyport.inventory.v1.Finding.severity:type_name -> sallyport.inventory.v1.Severity
-	28, // 16: sallyport.inventory.v1.Finding.opened:type_name -> google.protobuf.Timestamp
-	28, // 17: sallyport.inventory.v1.Finding.closed:type_name -> google.protobuf.Timestamp
+	30, // 16: sallyport.inventory.v1.Finding.opened:type_name -> google.protobuf.Timestamp
+	30, // 17: sallyport.inventory.v1.Finding.closed:type_name -> google.protobuf.Timestamp
 	3,  // 18: sallyport.inventory.v1.ApplyIdentityRequest.identity:type_name -> sallyport.inventory.v1.Identity
 	3,  // 19: sallyport.inventory.v1.ApplyIdentityResponse.identity:type_name -> sallyport.inventory.v1.Identity
 	3,  // 20: sallyport.inventory.v1.GetIdentityResponse.identity:type_name -> sallyport.inventory.v1.Identity
 	3,  // 21: sallyport.inventory.v1.ListIdentitiesResponse.identities:type_name -> sallyport.inventory.v1.Identity
 	4,  // 22: sallyport.inventory.v1.GetCertificateResponse.certificate:type_name -> sallyport.inventory.v1.KnownCertificate
-	30, // 23: sallyport.inventory.v1.ListCertificatesRequest.expires_within:type_name -> google.protobuf.Duration
+	32, // 23: sallyport.inventory.v1.ListCertificatesRequest.expires_within:type_name -> google.protobuf.Duration
 	4,  // 24: sallyport.inventory.v1.ListCertificatesResponse.certificates:type_name -> sallyport.inventory.v1.KnownCertificate
 	6,  // 25: sallyport.inventory.v1.GetHostResponse.host:type_name -> sallyport.inventory.v1.Host
 	5,  // 26: sallyport.inventory.v1.GetHostResponse.sightings:type_name -> sallyport.inventory.v1.Sighting
-	30, // 27: sallyport.inventory.v1.ListHostsRequest.silent_for:type_name -> google.protobuf.Duration
+	32, // 27: sallyport.inventory.v1.ListHostsRequest.silent_for:type_name -> google.protobuf.Duration
 	6,  // 28: sallyport.inventory.v1.ListHostsResponse.hosts:type_name -> sallyport.inventory.v1.Host
 	1,  // 29: sallyport.inventory.v1.ListFindingsRequest.rules:type_name -> sallyport.inventory.v1.Rule
 	2,  // 30: sallyport.inventory.v1.ListFindingsRequest.min_severity:type_name -> sallyport.inventory.v1.Severity
 	7,  // 31: sallyport.inventory.v1.ListFindingsResponse.findings:type_name -> sallyport.inventory.v1.Finding
-	8,  // 32: sallyport.inventory.v1.InventoryService.ApplyIdentity:input_type -> sallyport.inventory.v1.ApplyIdentityRequest
-	10, // 33: sallyport.inventory.v1.InventoryService.GetIdentity:input_type -> sallyport.inventory.v1.GetIdentityRequest
-	12, // 34: sallyport.inventory.v1.InventoryService.ListIdentities:input_type -> sallyport.inventory.v1.ListIdentitiesRequest
-	14, // 35: sallyport.inventory.v1.InventoryService.DeleteIdentity:input_type -> sallyport.inventory.v1.DeleteIdentityRequest
-	16, // 36: sallyport.inventory.v1.InventoryService.GetCertificate:input_type -> sallyport.inventory.v1.GetCertificateRequest
-	18, // 37: sallyport.inventory.v1.InventoryService.ListCertificates:input_type -> sallyport.inventory.v1.ListCertificatesRequest
-	20, // 38: sallyport.inventory.v1.InventoryService.GetHost:input_type -> sallyport.inventory.v1.GetHostRequest
-	22, // 39: sallyport.inventory.v1.InventoryService.ListHosts:input_type -> sallyport.inventory.v1.ListHostsRequest
-	24, // 40: sallyport.inventory.v1.InventoryService.ListFindings:input_type -> sallyport.inventory.v1.ListFindingsRequest
-	9,  // 41: sallyport.inventory.v1.InventoryService.ApplyIdentity:output_type -> sallyport.inventory.v1.ApplyIdentityResponse
-	11, // 42: sallyport.inventory.v1.InventoryService.GetIdentity:output_type -> sallyport.inventory.v1.GetIdentityResponse
-	13, // 43: sallyport.inventory.v1.InventoryService.ListIdentities:output_type -> sallyport.inventory.v1.ListIdentitiesResponse
-	15, // 44: sallyport.inventory.v1.InventoryService.DeleteIdentity:output_type -> sallyport.inventory.v1.DeleteIdentityResponse
-	17, // 45: sallyport.inventory.v1.InventoryService.GetCertificate:output_type -> sallyport.inventory.v1.GetCertificateResponse
-	19, // 46: sallyport.inventory.v1.InventoryService.ListCertificates:output_type -> sallyport.inventory.v1.ListCertificatesResponse
-	21, // 47: sallyport.inventory.v1.InventoryService.GetHost:output_type -> sallyport.inventory.v1.GetHostResponse
-	23, // 48: sallyport.inventory.v1.InventoryService.ListHosts:output_type -> sallyport.inventory.v1.ListHostsResponse
-	25, // 49: sallyport.inventory.v1.InventoryService.ListFindings:output_type -> sallyport.inventory.v1.ListFindingsResponse
-	41, // [41:50] is the sub-list for method output_type
-	32, // [32:41] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	33, // 32: sallyport.inventory.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
+	8,  // 33: sallyport.inventory.v1.InventoryService.ApplyIdentity:input_type -> sallyport.inventory.v1.ApplyIdentityRequest
+	10, // 34: sallyport.inventory.v1.InventoryService.GetIdentity:input_type -> sallyport.inventory.v1.GetIdentityRequest
+	12, // 35: sallyport.inventory.v1.InventoryService.ListIdentities:input_type -> sallyport.inventory.v1.ListIdentitiesRequest
+	14, // 36: sallyport.inventory.v1.InventoryService.DeleteIdentity:input_type -> sallyport.inventory.v1.DeleteIdentityRequest
+	16, // 37: sallyport.inventory.v1.InventoryService.GetCertificate:input_type -> sallyport.inventory.v1.GetCertificateRequest
+	18, // 38: sallyport.inventory.v1.InventoryService.ListCertificates:input_type -> sallyport.inventory.v1.ListCertificatesRequest
+	20, // 39: sallyport.inventory.v1.InventoryService.GetHost:input_type -> sallyport.inventory.v1.GetHostRequest
+	22, // 40: sallyport.inventory.v1.InventoryService.ListHosts:input_type -> sallyport.inventory.v1.ListHostsRequest
+	24, // 41: sallyport.inventory.v1.InventoryService.ListFindings:input_type -> sallyport.inventory.v1.ListFindingsRequest
+	26, // 42: sallyport.inventory.v1.InventoryService.CheckStore:input_type -> sallyport.inventory.v1.CheckStoreRequest
+	9,  // 43: sallyport.inventory.v1.InventoryService.ApplyIdentity:output_type -> sallyport.inventory.v1.ApplyIdentityResponse
+	11, // 44: sallyport.inventory.v1.InventoryService.GetIdentity:output_type -> sallyport.inventory.v1.GetIdentityResponse
+	13, // 45: sallyport.inventory.v1.InventoryService.ListIdentities:output_type -> sallyport.inventory.v1.ListIdentitiesResponse
+	15, // 46: sallyport.inventory.v1.InventoryService.DeleteIdentity:output_type -> sallyport.inventory.v1.DeleteIdentityResponse
+	17, // 47: sallyport.inventory.v1.InventoryService.GetCertificate:output_type -> sallyport.inventory.v1.GetCertificateResponse
+	19, // 48: sallyport.inventory.v1.InventoryService.ListCertificates:output_type -> sallyport.inventory.v1.ListCertificatesResponse
+	21, // 49: sallyport.inventory.v1.InventoryService.GetHost:output_type -> sallyport.inventory.v1.GetHostResponse
+	23, // 50: sallyport.inventory.v1.InventoryService.ListHosts:output_type -> sallyport.inventory.v1.ListHostsResponse
+	25, // 51: sallyport.inventory.v1.InventoryService.ListFindings:output_type -> sallyport.inventory.v1.ListFindingsResponse
+	27, // 52: sallyport.inventory.v1.InventoryService.CheckStore:output_type -> sallyport.inventory.v1.CheckStoreResponse
+	43, // [43:53] is the sub-list for method output_type
+	33, // [33:43] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_inventory_v1_inventory_proto_init() }
@@ -2109,7 +2213,7 @@ func file_sallyport_inventory_v1_inventory_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_inventory_v1_inventory_proto_rawDesc), len(file_sallyport_inventory_v1_inventory_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -30,6 +30,7 @@ const (
 	InventoryService_GetHost_FullMethodName          = "/sallyport.inventory.v1.InventoryService/GetHost"
 	InventoryService_ListHosts_FullMethodName        = "/sallyport.inventory.v1.InventoryService/ListHosts"
 	InventoryService_ListFindings_FullMethodName     = "/sallyport.inventory.v1.InventoryService/ListFindings"
+	InventoryService_CheckStore_FullMethodName       = "/sallyport.inventory.v1.InventoryService/CheckStore"
 )
 
 // InventoryServiceClient is the client API for InventoryService service.
@@ -56,6 +57,8 @@ type InventoryServiceClient interface {
 	ListHosts(ctx context.Context, in *ListHostsRequest, opts ...grpc.CallOption) (*ListHostsResponse, error)
 	// ListFindings lists what is wrong, worst first. Callers: operator.
 	ListFindings(ctx context.Context, in *ListFindingsRequest, opts ...grpc.CallOption) (*ListFindingsResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error)
 }
 
 type inventoryServiceClient struct {
@@ -156,6 +159,25 @@ func (c *inventoryServiceClient) ListFindings(ctx context.Context, in *ListFindi
 	return out, nil
 }
 
+func (c *inventoryServiceClient) CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &InventoryService_ServiceDesc.Streams[0], InventoryService_CheckStore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckStoreRequest, CheckStoreResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InventoryService_CheckStoreClient = grpc.ServerStreamingClient[CheckStoreResponse]
+
 // InventoryServiceServer is the server API for InventoryService service.
 // All implementations must embed UnimplementedInventoryServiceServer
 // for forward compatibility.
@@ -180,6 +202,8 @@ type InventoryServiceServer interface {
 	ListHosts(context.Context, *ListHostsRequest) (*ListHostsResponse, error)
 	// ListFindings lists what is wrong, worst first. Callers: operator.
 	ListFindings(context.Context, *ListFindingsRequest) (*ListFindingsResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error
 	mustEmbedUnimplementedInventoryServiceServer()
 }
 
@@ -216,6 +240,9 @@ func (UnimplementedInventoryServiceServer) ListHosts(context.Context, *ListHosts
 }
 func (UnimplementedInventoryServiceServer) ListFindings(context.Context, *ListFindingsRequest) (*ListFindingsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListFindings not implemented")
+}
+func (UnimplementedInventoryServiceServer) CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method CheckStore not implemented")
 }
 func (UnimplementedInventoryServiceServer) mustEmbedUnimplementedInventoryServiceServer() {}
 func (UnimplementedInventoryServiceServer) testEmbeddedByValue()                          {}
@@ -400,6 +427,17 @@ func _InventoryService_ListFindings_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _InventoryService_CheckStore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckStoreRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(InventoryServiceServer).CheckStore(m, &grpc.GenericServerStream[CheckStoreRequest, CheckStoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type InventoryService_CheckStoreServer = grpc.ServerStreamingServer[CheckStoreResponse]
+
 // InventoryService_ServiceDesc is the grpc.ServiceDesc for InventoryService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -444,6 +482,12 @@ var InventoryService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _InventoryService_ListFindings_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "CheckStore",
+			Handler:       _InventoryService_CheckStore_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "sallyport/inventory/v1/inventory.proto",
 }

@@ -2084,11 +2084,103 @@ func (*ReportChallengeResponse) Descriptor() ([]byte, []int) {
 	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{30}
 }
 
+// CheckStoreRequest says how thoroughly.
+type CheckStoreRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Also let the database check its own files, which reads all of them.
+	Full          bool `protobuf:"varint,1,opt,name=full,proto3" json:"full,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreRequest) Reset() {
+	*x = CheckStoreRequest{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreRequest) ProtoMessage() {}
+
+func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreRequest.ProtoReflect.Descriptor instead.
+func (*CheckStoreRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *CheckStoreRequest) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
+// CheckStoreResponse is one part of the answer.
+type CheckStoreResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was found and what is there.
+	Report        *v1.StoreReport `protobuf:"bytes,1,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckStoreResponse) Reset() {
+	*x = CheckStoreResponse{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckStoreResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckStoreResponse) ProtoMessage() {}
+
+func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckStoreResponse.ProtoReflect.Descriptor instead.
+func (*CheckStoreResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *CheckStoreResponse) GetReport() *v1.StoreReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 var File_sallyport_issuer_v1_issuer_proto protoreflect.FileDescriptor
 
 const file_sallyport_issuer_v1_issuer_proto_rawDesc = "" +
 	"\n" +
-	" sallyport/issuer/v1/issuer.proto\x12\x13sallyport.issuer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1csallyport/type/v1/type.proto\"\xa8\x02\n" +
+	" sallyport/issuer/v1/issuer.proto\x12\x13sallyport.issuer.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dsallyport/type/v1/check.proto\x1a\x1csallyport/type/v1/type.proto\"\xa8\x02\n" +
 	"\tAuthority\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12D\n" +
 	"\binternal\x18\x02 \x01(\v2&.sallyport.issuer.v1.InternalAuthorityH\x00R\binternal\x128\n" +
@@ -2219,7 +2311,11 @@ const file_sallyport_issuer_v1_issuer_proto_rawDesc = "" +
 	"\fchallenge_id\x18\x01 \x01(\tR\vchallengeId\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\"\x19\n" +
-	"\x17ReportChallengeResponse*\x8e\x02\n" +
+	"\x17ReportChallengeResponse\"'\n" +
+	"\x11CheckStoreRequest\x12\x12\n" +
+	"\x04full\x18\x01 \x01(\bR\x04full\"L\n" +
+	"\x12CheckStoreResponse\x126\n" +
+	"\x06report\x18\x01 \x01(\v2\x1e.sallyport.type.v1.StoreReportR\x06report*\x8e\x02\n" +
 	"\fRequestState\x12\x1d\n" +
 	"\x19REQUEST_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16REQUEST_STATE_ACCEPTED\x10\x01\x12\x1a\n" +
@@ -2229,8 +2325,7 @@ const file_sallyport_issuer_v1_issuer_proto_rawDesc = "" +
 	"\x18REQUEST_STATE_FINALIZING\x10\x05\x12\x18\n" +
 	"\x14REQUEST_STATE_ISSUED\x10\x06\x12\x19\n" +
 	"\x15REQUEST_STATE_REFUSED\x10\a\x12\x1b\n" +
-	"\x17REQUEST_STATE_CANCELLED\x10\b2\xce\n" +
-	"\n" +
+	"\x17REQUEST_STATE_CANCELLED\x10\b2\xaf\v\n" +
 	"\rIssuerService\x12i\n" +
 	"\x0eApplyAuthority\x12*.sallyport.issuer.v1.ApplyAuthorityRequest\x1a+.sallyport.issuer.v1.ApplyAuthorityResponse\x12c\n" +
 	"\fGetAuthority\x12(.sallyport.issuer.v1.GetAuthorityRequest\x1a).sallyport.issuer.v1.GetAuthorityResponse\x12l\n" +
@@ -2246,7 +2341,9 @@ const file_sallyport_issuer_v1_issuer_proto_rawDesc = "" +
 	"GetRequest\x12&.sallyport.issuer.v1.GetRequestRequest\x1a'.sallyport.issuer.v1.GetRequestResponse\x12c\n" +
 	"\fListRequests\x12(.sallyport.issuer.v1.ListRequestsRequest\x1a).sallyport.issuer.v1.ListRequestsResponse\x12f\n" +
 	"\rCancelRequest\x12).sallyport.issuer.v1.CancelRequestRequest\x1a*.sallyport.issuer.v1.CancelRequestResponse\x12l\n" +
-	"\x0fReportChallenge\x12+.sallyport.issuer.v1.ReportChallengeRequest\x1a,.sallyport.issuer.v1.ReportChallengeResponseB\xd9\x01\n" +
+	"\x0fReportChallenge\x12+.sallyport.issuer.v1.ReportChallengeRequest\x1a,.sallyport.issuer.v1.ReportChallengeResponse\x12_\n" +
+	"\n" +
+	"CheckStore\x12&.sallyport.issuer.v1.CheckStoreRequest\x1a'.sallyport.issuer.v1.CheckStoreResponse0\x01B\xd9\x01\n" +
 	"\x17com.sallyport.issuer.v1B\vIssuerProtoP\x01ZCgithub.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1;issuerv1\xa2\x02\x03SIX\xaa\x02\x13Sallyport.Issuer.V1\xca\x02\x13Sallyport\\Issuer\\V1\xe2\x02\x1fSallyport\\Issuer\\V1\\GPBMetadata\xea\x02\x15Sallyport::Issuer::V1b\x06proto3"
 
 var (
@@ -2262,7 +2359,7 @@ func file_sallyport_issuer_v1_issuer_proto_rawDescGZIP() []byte {
 }
 
 var file_sallyport_issuer_v1_issuer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_sallyport_issuer_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_sallyport_issuer_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_sallyport_issuer_v1_issuer_proto_goTypes = []any{
 	(RequestState)(0),               // 0: sallyport.issuer.v1.RequestState
 	(*Authority)(nil),               // 1: sallyport.issuer.v1.Authority
@@ -2296,28 +2393,31 @@ var file_sallyport_issuer_v1_issuer_proto_goTypes = []any{
 	(*CancelRequestResponse)(nil),   // 29: sallyport.issuer.v1.CancelRequestResponse
 	(*ReportChallengeRequest)(nil),  // 30: sallyport.issuer.v1.ReportChallengeRequest
 	(*ReportChallengeResponse)(nil), // 31: sallyport.issuer.v1.ReportChallengeResponse
-	(*timestamppb.Timestamp)(nil),   // 32: google.protobuf.Timestamp
-	(v1.KeyType)(0),                 // 33: sallyport.type.v1.KeyType
-	(*durationpb.Duration)(nil),     // 34: google.protobuf.Duration
-	(v1.ExtendedKeyUsage)(0),        // 35: sallyport.type.v1.ExtendedKeyUsage
-	(*v1.Names)(nil),                // 36: sallyport.type.v1.Names
+	(*CheckStoreRequest)(nil),       // 32: sallyport.issuer.v1.CheckStoreRequest
+	(*CheckStoreResponse)(nil),      // 33: sallyport.issuer.v1.CheckStoreResponse
+	(*timestamppb.Timestamp)(nil),   // 34: google.protobuf.Timestamp
+	(v1.KeyType)(0),                 // 35: sallyport.type.v1.KeyType
+	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
+	(v1.ExtendedKeyUsage)(0),        // 37: sallyport.type.v1.ExtendedKeyUsage
+	(*v1.Names)(nil),                // 38: sallyport.type.v1.Names
+	(*v1.StoreReport)(nil),          // 39: sallyport.type.v1.StoreReport
 }
 var file_sallyport_issuer_v1_issuer_proto_depIdxs = []int32{
 	2,  // 0: sallyport.issuer.v1.Authority.internal:type_name -> sallyport.issuer.v1.InternalAuthority
 	3,  // 1: sallyport.issuer.v1.Authority.acme:type_name -> sallyport.issuer.v1.AcmeAuthority
-	32, // 2: sallyport.issuer.v1.Authority.created:type_name -> google.protobuf.Timestamp
-	33, // 3: sallyport.issuer.v1.InternalAuthority.key_type:type_name -> sallyport.type.v1.KeyType
-	34, // 4: sallyport.issuer.v1.InternalAuthority.root_lifetime:type_name -> google.protobuf.Duration
-	34, // 5: sallyport.issuer.v1.InternalAuthority.intermediate_lifetime:type_name -> google.protobuf.Duration
-	33, // 6: sallyport.issuer.v1.Profile.key_types:type_name -> sallyport.type.v1.KeyType
-	35, // 7: sallyport.issuer.v1.Profile.usages:type_name -> sallyport.type.v1.ExtendedKeyUsage
-	34, // 8: sallyport.issuer.v1.Profile.lifetime:type_name -> google.protobuf.Duration
-	32, // 9: sallyport.issuer.v1.Profile.created:type_name -> google.protobuf.Timestamp
-	36, // 10: sallyport.issuer.v1.Request.names:type_name -> sallyport.type.v1.Names
+	34, // 2: sallyport.issuer.v1.Authority.created:type_name -> google.protobuf.Timestamp
+	35, // 3: sallyport.issuer.v1.InternalAuthority.key_type:type_name -> sallyport.type.v1.KeyType
+	36, // 4: sallyport.issuer.v1.InternalAuthority.root_lifetime:type_name -> google.protobuf.Duration
+	36, // 5: sallyport.issuer.v1.InternalAuthority.intermediate_lifetime:type_name -> google.protobuf.Duration
+	35, // 6: sallyport.issuer.v1.Profile.key_types:type_name -> sallyport.type.v1.KeyType
+	37, // 7: sallyport.issuer.v1.Profile.usages:type_name -> sallyport.type.v1.ExtendedKeyUsage
+	36, // 8: sallyport.issuer.v1.Profile.lifetime:type_name -> google.protobuf.Duration
+	34, // 9: sallyport.issuer.v1.Profile.created:type_name -> google.protobuf.Timestamp
+	38, // 10: sallyport.issuer.v1.Request.names:type_name -> sallyport.type.v1.Names
 	0,  // 11: sallyport.issuer.v1.Request.state:type_name -> sallyport.issuer.v1.RequestState
-	32, // 12: sallyport.issuer.v1.Request.next_attempt:type_name -> google.protobuf.Timestamp
-	32, // 13: sallyport.issuer.v1.Request.created:type_name -> google.protobuf.Timestamp
-	32, // 14: sallyport.issuer.v1.Request.updated:type_name -> google.protobuf.Timestamp
+	34, // 12: sallyport.issuer.v1.Request.next_attempt:type_name -> google.protobuf.Timestamp
+	34, // 13: sallyport.issuer.v1.Request.created:type_name -> google.protobuf.Timestamp
+	34, // 14: sallyport.issuer.v1.Request.updated:type_name -> google.protobuf.Timestamp
 	1,  // 15: sallyport.issuer.v1.ApplyAuthorityRequest.authority:type_name -> sallyport.issuer.v1.Authority
 	1,  // 16: sallyport.issuer.v1.ApplyAuthorityResponse.authority:type_name -> sallyport.issuer.v1.Authority
 	1,  // 17: sallyport.issuer.v1.GetAuthorityResponse.authority:type_name -> sallyport.issuer.v1.Authority
@@ -2326,43 +2426,46 @@ var file_sallyport_issuer_v1_issuer_proto_depIdxs = []int32{
 	4,  // 20: sallyport.issuer.v1.ApplyProfileResponse.profile:type_name -> sallyport.issuer.v1.Profile
 	4,  // 21: sallyport.issuer.v1.GetProfileResponse.profile:type_name -> sallyport.issuer.v1.Profile
 	4,  // 22: sallyport.issuer.v1.ListProfilesResponse.profiles:type_name -> sallyport.issuer.v1.Profile
-	36, // 23: sallyport.issuer.v1.SubmitRequestRequest.names:type_name -> sallyport.type.v1.Names
+	38, // 23: sallyport.issuer.v1.SubmitRequestRequest.names:type_name -> sallyport.type.v1.Names
 	5,  // 24: sallyport.issuer.v1.SubmitRequestResponse.request:type_name -> sallyport.issuer.v1.Request
 	5,  // 25: sallyport.issuer.v1.GetRequestResponse.request:type_name -> sallyport.issuer.v1.Request
 	0,  // 26: sallyport.issuer.v1.ListRequestsRequest.states:type_name -> sallyport.issuer.v1.RequestState
 	5,  // 27: sallyport.issuer.v1.ListRequestsResponse.requests:type_name -> sallyport.issuer.v1.Request
 	5,  // 28: sallyport.issuer.v1.CancelRequestResponse.request:type_name -> sallyport.issuer.v1.Request
-	6,  // 29: sallyport.issuer.v1.IssuerService.ApplyAuthority:input_type -> sallyport.issuer.v1.ApplyAuthorityRequest
-	8,  // 30: sallyport.issuer.v1.IssuerService.GetAuthority:input_type -> sallyport.issuer.v1.GetAuthorityRequest
-	10, // 31: sallyport.issuer.v1.IssuerService.ListAuthorities:input_type -> sallyport.issuer.v1.ListAuthoritiesRequest
-	12, // 32: sallyport.issuer.v1.IssuerService.DeleteAuthority:input_type -> sallyport.issuer.v1.DeleteAuthorityRequest
-	14, // 33: sallyport.issuer.v1.IssuerService.ApplyProfile:input_type -> sallyport.issuer.v1.ApplyProfileRequest
-	16, // 34: sallyport.issuer.v1.IssuerService.GetProfile:input_type -> sallyport.issuer.v1.GetProfileRequest
-	18, // 35: sallyport.issuer.v1.IssuerService.ListProfiles:input_type -> sallyport.issuer.v1.ListProfilesRequest
-	20, // 36: sallyport.issuer.v1.IssuerService.DeleteProfile:input_type -> sallyport.issuer.v1.DeleteProfileRequest
-	22, // 37: sallyport.issuer.v1.IssuerService.SubmitRequest:input_type -> sallyport.issuer.v1.SubmitRequestRequest
-	24, // 38: sallyport.issuer.v1.IssuerService.GetRequest:input_type -> sallyport.issuer.v1.GetRequestRequest
-	26, // 39: sallyport.issuer.v1.IssuerService.ListRequests:input_type -> sallyport.issuer.v1.ListRequestsRequest
-	28, // 40: sallyport.issuer.v1.IssuerService.CancelRequest:input_type -> sallyport.issuer.v1.CancelRequestRequest
-	30, // 41: sallyport.issuer.v1.IssuerService.ReportChallenge:input_type -> sallyport.issuer.v1.ReportChallengeRequest
-	7,  // 42: sallyport.issuer.v1.IssuerService.ApplyAuthority:output_type -> sallyport.issuer.v1.ApplyAuthorityResponse
-	9,  // 43: sallyport.issuer.v1.IssuerService.GetAuthority:output_type -> sallyport.issuer.v1.GetAuthorityResponse
-	11, // 44: sallyport.issuer.v1.IssuerService.ListAuthorities:output_type -> sallyport.issuer.v1.ListAuthoritiesResponse
-	13, // 45: sallyport.issuer.v1.IssuerService.DeleteAuthority:output_type -> sallyport.issuer.v1.DeleteAuthorityResponse
-	15, // 46: sallyport.issuer.v1.IssuerService.ApplyProfile:output_type -> sallyport.issuer.v1.ApplyProfileResponse
-	17, // 47: sallyport.issuer.v1.IssuerService.GetProfile:output_type -> sallyport.issuer.v1.GetProfileResponse
-	19, // 48: sallyport.issuer.v1.IssuerService.ListProfiles:output_type -> sallyport.issuer.v1.ListProfilesResponse
-	21, // 49: sallyport.issuer.v1.IssuerService.DeleteProfile:output_type -> sallyport.issuer.v1.DeleteProfileResponse
-	23, // 50: sallyport.issuer.v1.IssuerService.SubmitRequest:output_type -> sallyport.issuer.v1.SubmitRequestResponse
-	25, // 51: sallyport.issuer.v1.IssuerService.GetRequest:output_type -> sallyport.issuer.v1.GetRequestResponse
-	27, // 52: sallyport.issuer.v1.IssuerService.ListRequests:output_type -> sallyport.issuer.v1.ListRequestsResponse
-	29, // 53: sallyport.issuer.v1.IssuerService.CancelRequest:output_type -> sallyport.issuer.v1.CancelRequestResponse
-	31, // 54: sallyport.issuer.v1.IssuerService.ReportChallenge:output_type -> sallyport.issuer.v1.ReportChallengeResponse
-	42, // [42:55] is the sub-list for method output_type
-	29, // [29:42] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	39, // 29: sallyport.issuer.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
+	6,  // 30: sallyport.issuer.v1.IssuerService.ApplyAuthority:input_type -> sallyport.issuer.v1.ApplyAuthorityRequest
+	8,  // 31: sallyport.issuer.v1.IssuerService.GetAuthority:input_type -> sallyport.issuer.v1.GetAuthorityRequest
+	10, // 32: sallyport.issuer.v1.IssuerService.ListAuthorities:input_type -> sallyport.issuer.v1.ListAuthoritiesRequest
+	12, // 33: sallyport.issuer.v1.IssuerService.DeleteAuthority:input_type -> sallyport.issuer.v1.DeleteAuthorityRequest
+	14, // 34: sallyport.issuer.v1.IssuerService.ApplyProfile:input_type -> sallyport.issuer.v1.ApplyProfileRequest
+	16, // 35: sallyport.issuer.v1.IssuerService.GetProfile:input_type -> sallyport.issuer.v1.GetProfileRequest
+	18, // 36: sallyport.issuer.v1.IssuerService.ListProfiles:input_type -> sallyport.issuer.v1.ListProfilesRequest
+	20, // 37: sallyport.issuer.v1.IssuerService.DeleteProfile:input_type -> sallyport.issuer.v1.DeleteProfileRequest
+	22, // 38: sallyport.issuer.v1.IssuerService.SubmitRequest:input_type -> sallyport.issuer.v1.SubmitRequestRequest
+	24, // 39: sallyport.issuer.v1.IssuerService.GetRequest:input_type -> sallyport.issuer.v1.GetRequestRequest
+	26, // 40: sallyport.issuer.v1.IssuerService.ListRequests:input_type -> sallyport.issuer.v1.ListRequestsRequest
+	28, // 41: sallyport.issuer.v1.IssuerService.CancelRequest:input_type -> sallyport.issuer.v1.CancelRequestRequest
+	30, // 42: sallyport.issuer.v1.IssuerService.ReportChallenge:input_type -> sallyport.issuer.v1.ReportChallengeRequest
+	32, // 43: sallyport.issuer.v1.IssuerService.CheckStore:input_type -> sallyport.issuer.v1.CheckStoreRequest
+	7,  // 44: sallyport.issuer.v1.IssuerService.ApplyAuthority:output_type -> sallyport.issuer.v1.ApplyAuthorityResponse
+	9,  // 45: sallyport.issuer.v1.IssuerService.GetAuthority:output_type -> sallyport.issuer.v1.GetAuthorityResponse
+	11, // 46: sallyport.issuer.v1.IssuerService.ListAuthorities:output_type -> sallyport.issuer.v1.ListAuthoritiesResponse
+	13, // 47: sallyport.issuer.v1.IssuerService.DeleteAuthority:output_type -> sallyport.issuer.v1.DeleteAuthorityResponse
+	15, // 48: sallyport.issuer.v1.IssuerService.ApplyProfile:output_type -> sallyport.issuer.v1.ApplyProfileResponse
+	17, // 49: sallyport.issuer.v1.IssuerService.GetProfile:output_type -> sallyport.issuer.v1.GetProfileResponse
+	19, // 50: sallyport.issuer.v1.IssuerService.ListProfiles:output_type -> sallyport.issuer.v1.ListProfilesResponse
+	21, // 51: sallyport.issuer.v1.IssuerService.DeleteProfile:output_type -> sallyport.issuer.v1.DeleteProfileResponse
+	23, // 52: sallyport.issuer.v1.IssuerService.SubmitRequest:output_type -> sallyport.issuer.v1.SubmitRequestResponse
+	25, // 53: sallyport.issuer.v1.IssuerService.GetRequest:output_type -> sallyport.issuer.v1.GetRequestResponse
+	27, // 54: sallyport.issuer.v1.IssuerService.ListRequests:output_type -> sallyport.issuer.v1.ListRequestsResponse
+	29, // 55: sallyport.issuer.v1.IssuerService.CancelRequest:output_type -> sallyport.issuer.v1.CancelRequestResponse
+	31, // 56: sallyport.issuer.v1.IssuerService.ReportChallenge:output_type -> sallyport.issuer.v1.ReportChallengeResponse
+	33, // 57: sallyport.issuer.v1.IssuerService.CheckStore:output_type -> sallyport.issuer.v1.CheckStoreResponse
+	44, // [44:58] is the sub-list for method output_type
+	30, // [30:44] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_issuer_v1_issuer_proto_init() }
@@ -2380,7 +2483,7 @@ func file_sallyport_issuer_v1_issuer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_issuer_v1_issuer_proto_rawDesc), len(file_sallyport_issuer_v1_issuer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,6 +34,7 @@ const (
 	IssuerService_ListRequests_FullMethodName    = "/sallyport.issuer.v1.IssuerService/ListRequests"
 	IssuerService_CancelRequest_FullMethodName   = "/sallyport.issuer.v1.IssuerService/CancelRequest"
 	IssuerService_ReportChallenge_FullMethodName = "/sallyport.issuer.v1.IssuerService/ReportChallenge"
+	IssuerService_CheckStore_FullMethodName      = "/sallyport.issuer.v1.IssuerService/CheckStore"
 )
 
 // IssuerServiceClient is the client API for IssuerService service.
@@ -68,6 +69,8 @@ type IssuerServiceClient interface {
 	CancelRequest(ctx context.Context, in *CancelRequestRequest, opts ...grpc.CallOption) (*CancelRequestResponse, error)
 	// ReportChallenge says that the answer to a challenge is being served, or cannot be. Callers: deployer.
 	ReportChallenge(ctx context.Context, in *ReportChallengeRequest, opts ...grpc.CallOption) (*ReportChallengeResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error)
 }
 
 type issuerServiceClient struct {
@@ -208,6 +211,25 @@ func (c *issuerServiceClient) ReportChallenge(ctx context.Context, in *ReportCha
 	return out, nil
 }
 
+func (c *issuerServiceClient) CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &IssuerService_ServiceDesc.Streams[0], IssuerService_CheckStore_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[CheckStoreRequest, CheckStoreResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type IssuerService_CheckStoreClient = grpc.ServerStreamingClient[CheckStoreResponse]
+
 // IssuerServiceServer is the server API for IssuerService service.
 // All implementations must embed UnimplementedIssuerServiceServer
 // for forward compatibility.
@@ -240,6 +262,8 @@ type IssuerServiceServer interface {
 	CancelRequest(context.Context, *CancelRequestRequest) (*CancelRequestResponse, error)
 	// ReportChallenge says that the answer to a challenge is being served, or cannot be. Callers: deployer.
 	ReportChallenge(context.Context, *ReportChallengeRequest) (*ReportChallengeResponse, error)
+	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
+	CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error
 	mustEmbedUnimplementedIssuerServiceServer()
 }
 
@@ -288,6 +312,9 @@ func (UnimplementedIssuerServiceServer) CancelRequest(context.Context, *CancelRe
 }
 func (UnimplementedIssuerServiceServer) ReportChallenge(context.Context, *ReportChallengeRequest) (*ReportChallengeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportChallenge not implemented")
+}
+func (UnimplementedIssuerServiceServer) CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error {
+	return status.Error(codes.Unimplemented, "method CheckStore not implemented")
 }
 func (UnimplementedIssuerServiceServer) mustEmbedUnimplementedIssuerServiceServer() {}
 func (UnimplementedIssuerServiceServer) testEmbeddedByValue()                       {}
@@ -544,6 +571,17 @@ func _IssuerService_ReportChallenge_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IssuerService_CheckStore_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckStoreRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(IssuerServiceServer).CheckStore(m, &grpc.GenericServerStream[CheckStoreRequest, CheckStoreResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type IssuerService_CheckStoreServer = grpc.ServerStreamingServer[CheckStoreResponse]
+
 // IssuerService_ServiceDesc is the grpc.ServiceDesc for IssuerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -604,6 +642,12 @@ var IssuerService_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _IssuerService_ReportChallenge_Handler,
 		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "CheckStore",
+			Handler:       _IssuerService_CheckStore_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "sallyport/issuer/v1/issuer.proto",
 }

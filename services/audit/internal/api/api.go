@@ -12,10 +12,12 @@ import (
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 )
 
 const (
@@ -25,31 +27,35 @@ const (
 	maxBytes = 2 << 20
 	// maxChunk bounds the records in one message of a stream.
 	maxChunk = 1000
+	// maxFind bounds the events of one question.
+	maxFind = 1000
 	// publication is how long a proof waits for the checkpoint that covers a new record.
 	publication = 5 * time.Second
 )
 
 // Config is what the server needs; all of it is required.
 type Config struct {
-	Ledger *ledger.Ledger
-	Store  *store.Store
+	Ledger  *ledger.Ledger
+	Store   *store.Store
+	Checker *check.Checker
 }
 
 // Server implements AuditService.
 type Server struct {
 	auditv1.UnsafeAuditServiceServer
-	ledger *ledger.Ledger
-	store  *store.Store
+	ledger  *ledger.Ledger
+	store   *store.Store
+	checker *check.Checker
 }
 
 var _ auditv1.AuditServiceServer = (*Server)(nil)
 
 // New validates c.
 func New(c Config) (*Server, error) {
-	if c.Ledger == nil || c.Store == nil {
-		return nil, errors.New("api.New: Ledger and Store are required")
+	if c.Ledger == nil || c.Store == nil || c.Checker == nil {
+		return nil, errors.New("api.New: Ledger, Store and Checker are required")
 	}
-	return &Server{ledger: c.Ledger, store: c.Store}, nil
+	return &Server{ledger: c.Ledger, store: c.Store, checker: c.Checker}, nil
 }
 
 // ListRecords searches, newest first. A page ends early when its records are large.
@@ -216,4 +222,33 @@ func (s *Server) GetConsistencyProof(ctx context.Context, req *auditv1.GetConsis
 		return nil, err
 	}
 	return &auditv1.GetConsistencyProofResponse{Path: path, Checkpoint: string(c.Note), ToSize: to}, nil
+}
+
+// CheckStore examines the audit service's own store.
+func (s *Server) CheckStore(req *auditv1.CheckStoreRequest, stream grpc.ServerStreamingServer[auditv1.CheckStoreResponse]) error {
+	return s.checker.Run(stream.Context(), req.GetFull(), func(r *typev1.StoreReport) error {
+		return stream.Send(&auditv1.CheckStoreResponse{Report: r})
+	})
+}
+
+// FindEvents says which events have their record.
+func (s *Server) FindEvents(ctx context.Context, req *auditv1.FindEventsRequest) (*auditv1.FindEventsResponse, error) {
+	ids := req.GetEventIds()
+	if len(ids) > maxFind {
+		return nil, fault.Invalid("event_ids", "%d of them: at most %d", len(ids), maxFind)
+	}
+	for _, id := range ids {
+		if len(id) > maxFilter {
+			return nil, fault.Invalid("event_ids", "one of %d bytes, at most %d", len(id), maxFilter)
+		}
+	}
+	found, err := s.store.Positions(ctx, ids)
+	if err != nil {
+		return nil, err
+	}
+	resp := &auditv1.FindEventsResponse{}
+	for id, position := range found {
+		resp.Events = append(resp.Events, &auditv1.FoundEvent{Id: id, Position: position})
+	}
+	return resp, nil
 }

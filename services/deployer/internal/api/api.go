@@ -21,6 +21,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/session"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 )
 
 // Methods says who may call what, as the "Callers:" comments of the protos.
@@ -42,6 +43,7 @@ func Methods() map[string][]identity.Role {
 		deployerv1.DeployerService_LockAgent_FullMethodName:        operator,
 		deployerv1.DeployerService_UnlockAgent_FullMethodName:      operator,
 		deployerv1.DeployerService_RemoveAgent_FullMethodName:      operator,
+		deployerv1.DeployerService_CheckStore_FullMethodName:       operator,
 		agentv1.AgentService_Enroll_FullMethodName:                 anonymous,
 		agentv1.AgentService_Return_FullMethodName:                 anonymous,
 		agentv1.AgentService_RenewIdentity_FullMethodName:          agent,
@@ -57,6 +59,7 @@ func Methods() map[string][]identity.Role {
 type Config struct {
 	Store     *store.Store
 	Peers     *peer.Peers
+	Checker   *check.Checker
 	Hub       *session.Hub
 	Streams   *session.Streams
 	Admission *session.Admission
@@ -82,7 +85,7 @@ type API struct {
 
 // New validates c.
 func New(c Config) (*API, error) {
-	if c.Store == nil || c.Peers == nil || c.Hub == nil || c.Streams == nil || c.Admission == nil || c.Standing == nil || c.Granter == nil ||
+	if c.Store == nil || c.Peers == nil || c.Checker == nil || c.Hub == nil || c.Streams == nil || c.Admission == nil || c.Standing == nil || c.Granter == nil ||
 		c.Replica == "" || c.Heartbeat <= 0 || c.Scan <= 0 || c.Start == nil || c.Now == nil || c.Log == nil {
 		return nil, errors.New("api.New: every field but ReturnWithin is required")
 	}

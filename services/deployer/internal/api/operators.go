@@ -9,9 +9,11 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
@@ -415,4 +417,11 @@ func (o *operators) RemoveAgent(ctx context.Context, req *deployerv1.RemoveAgent
 		return nil, err
 	}
 	return &deployerv1.RemoveAgentResponse{}, nil
+}
+
+// CheckStore examines the deployer's own store.
+func (o *operators) CheckStore(req *deployerv1.CheckStoreRequest, stream grpc.ServerStreamingServer[deployerv1.CheckStoreResponse]) error {
+	return o.Checker.Run(stream.Context(), req.GetFull(), func(r *typev1.StoreReport) error {
+		return stream.Send(&deployerv1.CheckStoreResponse{Report: r})
+	})
 }

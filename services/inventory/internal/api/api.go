@@ -8,11 +8,14 @@ import (
 	"time"
 
 	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/finding"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/registry"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/store"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/durationpb"
 )
 
@@ -29,14 +32,16 @@ func Methods() map[string][]identity.Role {
 		inventoryv1.InventoryService_GetHost_FullMethodName:          operator,
 		inventoryv1.InventoryService_ListHosts_FullMethodName:        operator,
 		inventoryv1.InventoryService_ListFindings_FullMethodName:     operator,
+		inventoryv1.InventoryService_CheckStore_FullMethodName:       operator,
 	}
 }
 
 // Server implements the InventoryService.
 type Server struct {
 	inventoryv1.UnsafeInventoryServiceServer
-	Store *store.Store
-	Now   func() time.Time
+	Store   *store.Store
+	Checker *check.Checker
+	Now     func() time.Time
 }
 
 var _ inventoryv1.InventoryServiceServer = (*Server)(nil)
@@ -239,4 +244,11 @@ func duration(field string, d *durationpb.Duration) (time.Duration, error) {
 		return 0, fault.Invalid(field, "want a duration that is not negative")
 	}
 	return d.AsDuration(), nil
+}
+
+// CheckStore examines the inventory's own store.
+func (s *Server) CheckStore(req *inventoryv1.CheckStoreRequest, stream grpc.ServerStreamingServer[inventoryv1.CheckStoreResponse]) error {
+	return s.Checker.Run(stream.Context(), req.GetFull(), func(r *typev1.StoreReport) error {
+		return stream.Send(&inventoryv1.CheckStoreResponse{Report: r})
+	})
 }

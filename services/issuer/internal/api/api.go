@@ -13,9 +13,11 @@ import (
 	"google.golang.org/grpc"
 
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/pki"
+	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/catalogue"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/intake"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
@@ -45,6 +47,7 @@ func Methods() map[string][]identity.Role {
 		issuerv1.IssuerService_ListRequests_FullMethodName:    {operator},
 		issuerv1.IssuerService_CancelRequest_FullMethodName:   {operator, deployer},
 		issuerv1.IssuerService_ReportChallenge_FullMethodName: {deployer},
+		issuerv1.IssuerService_CheckStore_FullMethodName:      {operator},
 	}
 }
 
@@ -54,6 +57,7 @@ type Config struct {
 	Catalogue *catalogue.Catalogue
 	Desk      *intake.Desk
 	Worker    *ordering.Worker
+	Checker   *check.Checker
 }
 
 // Server is the gRPC service.
@@ -64,8 +68,8 @@ type Server struct {
 
 // New validates c.
 func New(c Config) (*Server, error) {
-	if c.Store == nil || c.Catalogue == nil || c.Desk == nil || c.Worker == nil {
-		return nil, errors.New("api.New: Store, Catalogue, Desk and Worker are required")
+	if c.Store == nil || c.Catalogue == nil || c.Desk == nil || c.Worker == nil || c.Checker == nil {
+		return nil, errors.New("api.New: Store, Catalogue, Desk, Worker and Checker are required")
 	}
 	return &Server{c: c}, nil
 }
@@ -378,4 +382,11 @@ func (s *Server) ReportChallenge(ctx context.Context, req *issuerv1.ReportChalle
 		return nil, err
 	}
 	return &issuerv1.ReportChallengeResponse{}, nil
+}
+
+// CheckStore examines the issuer's own store.
+func (s *Server) CheckStore(req *issuerv1.CheckStoreRequest, stream grpc.ServerStreamingServer[issuerv1.CheckStoreResponse]) error {
+	return s.c.Checker.Run(stream.Context(), req.GetFull(), func(r *typev1.StoreReport) error {
+		return stream.Send(&issuerv1.CheckStoreResponse{Report: r})
+	})
 }

@@ -1,0 +1,73 @@
+package store
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/services/internal/check"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+)
+
+// Rules hold for every row, at any moment; docs/doctor.md says what to do when one does not.
+var Rules = []check.Rule{
+	{Name: "request-ended", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' and is still to be worked on' FROM request
+		WHERE state IN ('issued', 'refused', 'cancelled') AND next_attempt <> 0 ORDER BY id`)},
+	{Name: "request-abandoned", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' and nothing will ever bring it on' FROM request
+		WHERE state NOT IN ('issued', 'refused', 'cancelled') AND next_attempt = 0 ORDER BY id`)},
+	{Name: "request-overdue", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' and was due more than ten minutes ago' FROM request
+		WHERE next_attempt > 0 AND next_attempt < $1 AND claimed_until < $1 ORDER BY id`, 10*time.Minute)},
+	{Name: "intent-open", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' for more than an hour: what the CA made of it is not known. ' || message FROM request
+		WHERE state IN ('ordering', 'finalizing') AND updated < $1 ORDER BY id`, time.Hour)},
+	{Name: "issued-once", Broken: check.SQL(`SELECT 'requests/' || r.id, 'is ' || r.state || ' with certificate "' || r.fingerprint || '", the store has "' || coalesce(k.fingerprint, '') || '"'
+		FROM request r LEFT JOIN certificate k ON k.request = r.id
+		WHERE (r.state = 'issued') <> (k.fingerprint IS NOT NULL) OR r.fingerprint <> coalesce(k.fingerprint, '') ORDER BY r.id`)},
+	{Name: "certificate-of-request", Broken: check.SQL(`SELECT 'certificates/' || k.fingerprint, 'belongs to request ' || k.request || ', which is not there' FROM certificate k
+		LEFT JOIN request r ON r.id = k.request WHERE r.id IS NULL ORDER BY k.fingerprint`)},
+	{Name: "serial-once", Broken: check.SQL(`SELECT 'certificates/' || min(fingerprint), 'and ' || max(fingerprint) || ' have the serial number ' || serial || ' of one authority' FROM certificate
+		GROUP BY authority_uid, serial HAVING count(*) > 1 ORDER BY 1`)},
+	{Name: "order-of-request", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' without an order' FROM request
+		WHERE state IN ('ordered', 'authorized', 'finalizing') AND order_url = '' ORDER BY id`)},
+	{Name: "order-once", Broken: check.SQL(`SELECT 'requests/' || min(id), 'and ' || max(id) || ' have the order ' || order_url FROM request
+		WHERE order_url <> '' GROUP BY order_url HAVING count(*) > 1 ORDER BY 1`)},
+	{Name: "csr-kept", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' without its CSR' FROM request
+		WHERE state NOT IN ('issued', 'refused', 'cancelled') AND csr IS NULL ORDER BY id`)},
+	{Name: "authority-of-request", Broken: check.SQL(`SELECT 'requests/' || r.id, 'is ' || r.state || ' and its authority ' || r.authority || ' is not there' FROM request r
+		LEFT JOIN authority a ON a.uid = r.authority_uid WHERE r.state NOT IN ('issued', 'refused', 'cancelled') AND a.uid IS NULL ORDER BY r.id`)},
+	{Name: "chain-kept", Broken: check.SQL(`SELECT 'certificates/' || k.fingerprint, 'has lost its chain' FROM certificate k
+		LEFT JOIN chain c ON c.id = k.chain WHERE c.id IS NULL ORDER BY k.fingerprint`)},
+	{Name: "challenge-left", Broken: check.SQL(`SELECT 'challenges/' || h.id, 'is ' || h.state || ' while its request ' || h.request || ' is ' || r.state FROM challenge h
+		JOIN request r ON r.id = h.request WHERE r.state IN ('issued', 'refused', 'cancelled') AND h.state <> 'withdrawn' ORDER BY h.id`)},
+	{Name: "claim", Broken: check.SQL(`SELECT 'requests/' || id, 'is held by ' || claimed_by || ' for more than an hour to come' FROM request
+		WHERE claimed_until > $1 OR fence < 0 ORDER BY id`, -time.Hour)},
+	{Name: "certificate-bytes", Full: true, Broken: otherBytes},
+}
+
+// otherBytes finds certificates that are not what their row says.
+func otherBytes(ctx context.Context, tx db.Tx, _ time.Time, limit int) ([]check.Violation, error) {
+	rows, err := tx.Query(ctx, `SELECT fingerprint, serial, der FROM certificate ORDER BY fingerprint`)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []check.Violation
+	for rows.Next() && len(all) < limit {
+		var fingerprint, serial string
+		var der []byte
+		if err := rows.Scan(&fingerprint, &serial, &der); err != nil {
+			return nil, err
+		}
+		sum := sha256.Sum256(der)
+		cert, err := x509.ParseCertificate(der)
+		switch {
+		case err != nil:
+			all = append(all, check.Violation{Subject: "certificates/" + fingerprint, Message: "cannot be read: " + err.Error()})
+		case hex.EncodeToString(sum[:]) != fingerprint || cert.SerialNumber.Text(16) != serial:
+			all = append(all, check.Violation{Subject: "certificates/" + fingerprint, Message: fmt.Sprintf("is stored with serial number %s and is %x with serial number %x", serial, sum, cert.SerialNumber)})
+		}
+	}
+	return all, rows.Err()
+}
