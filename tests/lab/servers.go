@@ -18,6 +18,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -195,6 +197,23 @@ func (s *Site) Settings() map[string]string {
 		return map[string]string{"combined": s.Certificate, "verify": s.Address}
 	}
 	return map[string]string{"certificate": s.Certificate, "key": s.Key, "verify": s.Address}
+}
+
+// SelfSign puts a new certificate for name that nobody trusts into the server's files. The server is not told.
+func (s *Site) SelfSign(name string) error {
+	if s.Key == "" {
+		return SelfSigned(name, s.Certificate, s.Certificate)
+	}
+	return SelfSigned(name, s.Certificate, s.Key)
+}
+
+// Master is the process to signal: the one that its file of the process id names.
+func (s *Site) Master() (int, error) {
+	text, err := os.ReadFile(s.PIDFile)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }
 
 // Served asks the TLS server at address for name and gives the chain it shows, leaf first, whoever issued it.

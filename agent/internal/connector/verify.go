@@ -21,11 +21,14 @@ const (
 )
 
 const (
-	firstLook = 15 * time.Millisecond
+	// A server's reload takes between some milliseconds and seconds: the pause between looks is a share of what it took so far.
+	firstLook = 10 * time.Millisecond
+	share     = 8
 	slowLook  = time.Second
 	oneLook   = 5 * time.Second
 	// enough looks in a row: each may meet another worker, so more of them tell more than a longer pause between.
-	enough = 4
+	enough   = 5
+	nextLook = 1 * time.Millisecond
 )
 
 // Listener is where a certificate must be seen. The zero value is nowhere.
@@ -62,19 +65,21 @@ func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.
 	}
 	ctx, cancel := context.WithTimeout(ctx, max(wait, oneLook))
 	defer cancel()
-	deadline := time.Now().Add(wait)
+	begun := time.Now()
+	deadline := begun.Add(wait)
 	var last Sight
-	inRow, pause := 0, firstLook
+	inRow := 0
 	for {
 		sight := l.look(ctx, want)
 		if ctx.Err() != nil && last.Address != "" { // it was cut off
 			return last
 		}
 		last = sight
+		pause := nextLook
 		if sight.View == Right {
-			inRow, pause = inRow+1, firstLook
+			inRow++
 		} else {
-			inRow, pause = 0, min(2*pause, slowLook)
+			inRow, pause = 0, min(max(firstLook, time.Since(begun)/share), slowLook)
 		}
 		if inRow >= enough || time.Now().Add(pause).After(deadline) {
 			return last

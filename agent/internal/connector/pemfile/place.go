@@ -3,6 +3,7 @@ package pemfile
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
@@ -41,22 +42,26 @@ func (p *Place) Verify(ctx context.Context, want *x509.Certificate, wait time.Du
 // Stage writes the new files beside the old, unless it is clear already that
 // the server could not be made to load them. A place where no whole pair is
 // installed gets one even if the server does not run or is at odds with its
-// configuration: the pair may be what it lacks.
+// configuration: the pair may be what it lacks. The server's check, a process, goes on while the files are written.
 func (p *Place) Stage(ctx context.Context, pair connector.Pair) (connector.Staged, error) {
 	found, err := p.Inspect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if found.Whole() {
-		if err := p.Server.Running(ctx); err != nil {
-			return nil, err
-		}
-		if err := p.Server.Check(ctx); err != nil {
-			return nil, fault.New(fault.Precondition, connector.ReasonServerConfigBroken,
-				"nothing was touched, the server's configuration is wrong already: %w", err)
-		}
+	if !found.Whole() {
+		return p.Set.Stage(pair)
 	}
-	return p.Set.Stage(pair)
+	if err := p.Server.Running(ctx); err != nil {
+		return nil, err
+	}
+	checked := make(chan error, 1)
+	go func() { checked <- p.Server.Check(ctx) }()
+	staged, err := p.Set.Stage(pair)
+	if broken := <-checked; broken != nil {
+		return nil, errors.Join(fault.New(fault.Precondition, connector.ReasonServerConfigBroken,
+			"nothing was touched, the server's configuration is wrong already: %w", broken), p.Discard())
+	}
+	return staged, err
 }
 
 // Activate swaps the files, has the server check them, and reloads it.
