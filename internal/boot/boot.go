@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // Exit codes of all programs. The command line has more of its own.
@@ -94,13 +95,13 @@ func (c LogConfig) Validate() error {
 	return err
 }
 
-// New makes the log, writing to w.
+// New makes the log, writing to w. Each line written with the context of a call or a trace names it.
 func (c LogConfig) New(w io.Writer) (*slog.Logger, error) {
 	h, err := c.handler(w)
 	if err != nil {
 		return nil, err
 	}
-	return slog.New(h), nil
+	return slog.New(trace.LogHandler(h)), nil
 }
 
 func (c LogConfig) handler(w io.Writer) (slog.Handler, error) {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/x509"
+	"errors"
 	"net"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -293,6 +295,41 @@ func TestHealthAndReflection(t *testing.T) {
 	if !found {
 		t.Fatalf("services %v", got)
 	}
+}
+
+// Health says what Ready says, for each API and for all.
+func TestHealthTellsTheTruth(t *testing.T) {
+	var away atomic.Value // of whom
+	away.Store("nobody")
+	w := newWorld(t, func(c *ServerConfig) {
+		c.Ready = func(api string) error {
+			if away.Load() == api {
+				return errors.New("its database is away")
+			}
+			return nil
+		}
+	})
+	anon := healthpb.NewHealthClient(w.anonymous())
+	until := func(api string, want healthpb.HealthCheckResponse_ServingStatus) {
+		t.Helper()
+		for {
+			got, err := anon.Check(t.Context(), &healthpb.HealthCheckRequest{Service: api})
+			if err == nil && got.Status == want {
+				return
+			}
+			if t.Context().Err() != nil || fault.KindOf(err) != fault.Exhausted && err != nil {
+				t.Fatalf("%q: %v, %v, want %v", api, got, err, want)
+			}
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	until(echoService, healthpb.HealthCheckResponse_SERVING)
+	away.Store(echoService)
+	until(echoService, healthpb.HealthCheckResponse_NOT_SERVING)
+	until("", healthpb.HealthCheckResponse_SERVING)
+	away.Store("")
+	until(echoService, healthpb.HealthCheckResponse_SERVING)
+	until("", healthpb.HealthCheckResponse_NOT_SERVING)
 }
 
 func TestServerIdentity(t *testing.T) {

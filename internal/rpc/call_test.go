@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 var discard = slog.New(slog.DiscardHandler)
@@ -161,9 +164,10 @@ func TestDeadlines(t *testing.T) {
 func TestIDs(t *testing.T) {
 	w := newWorld(t)
 	cc := w.as("/agent/web-1")
-	var request, trace string
+	var request string
+	var link trace.Link
 	w.echo.unary = func(ctx context.Context, _ string) (string, error) {
-		request, trace = RequestID(ctx), TraceID(ctx)
+		request, link = trace.Request(ctx), trace.Of(ctx)
 		return "", nil
 	}
 	do := func(ctx context.Context) {
@@ -171,22 +175,72 @@ func TestIDs(t *testing.T) {
 		if _, err := say(ctx, cc, ""); err != nil {
 			t.Fatal(err)
 		}
-		if !validID(request) || !validID(trace) {
-			t.Fatalf("request %q, trace %q", request, trace)
+		if !trace.ValidRequest(request) || !trace.ValidTrace(link.Trace) {
+			t.Fatalf("request %q, trace %+v", request, link)
 		}
 	}
 	do(t.Context())
-	first := request
-	id := NewTraceID()
-	do(WithTraceID(t.Context(), id))
-	if trace != id || request == first {
-		t.Fatalf("request %q after %q, trace %q, want %q", request, first, trace, id)
+	first, id := request, trace.New()
+	do(trace.With(t.Context(), id))
+	if link != id || request == first {
+		t.Fatalf("request %q after %q, trace %+v, want %+v", request, first, link, id)
 	}
-	do(WithTraceID(t.Context(), "no id\nat all"))
+	id.Span = trace.NewSpan()
+	do(trace.WithRequest(trace.With(t.Context(), id), "req-7.A_b"))
+	if link != id || request != "req-7.A_b" {
+		t.Fatalf("request %q, trace %+v, want %+v", request, link, id)
+	}
+	do(trace.With(t.Context(), trace.Link{Trace: "no id\nat all"}))
 	// A client not made here may send anything.
-	in := metadata.NewIncomingContext(t.Context(), metadata.Pairs(metaRequest, "x y\nz", metaTrace, strings.Repeat("g", idLen)))
-	if ctx := takeIDs(in); !validID(RequestID(ctx)) || !validID(TraceID(ctx)) {
-		t.Fatalf("request %q, trace %q", RequestID(ctx), TraceID(ctx))
+	for _, md := range []metadata.MD{
+		metadata.Pairs(metaRequest, "x y\nz", metaTrace, strings.Repeat("g", 32)),
+		metadata.Pairs(metaRequest, strings.Repeat("a", 65), metaParent, "00-"+strings.Repeat("0", 32)+"-00f067aa0ba902b7-01"),
+	} {
+		ctx := takeIDs(metadata.NewIncomingContext(t.Context(), md))
+		if !trace.ValidRequest(trace.Request(ctx)) || !trace.ValidTrace(trace.ID(ctx)) || trace.Of(ctx).Span != "" {
+			t.Fatalf("request %q, trace %+v", trace.Request(ctx), trace.Of(ctx))
+		}
+	}
+}
+
+// TestSpans: a call has one span on each side where spans are recorded, the server's under the client's, and its request id
+// goes on to the calls it makes itself.
+func TestSpans(t *testing.T) {
+	var mu sync.Mutex
+	var got []trace.Span
+	record := trace.Recorder(func(s trace.Span) {
+		mu.Lock()
+		defer mu.Unlock()
+		got = append(got, s)
+	})
+	w := newWorld(t, func(c *ServerConfig) { c.Traces = func(string) trace.Recorder { return record } })
+	cc := w.as("/service/deployer")
+	w.echo.unary = func(ctx context.Context, text string) (string, error) {
+		if text == "again" {
+			return "", fault.New(fault.NotFound, "NO_SUCH_THING", "no such thing")
+		}
+		return say(ctx, cc, "again")
+	}
+	id := trace.New()
+	ctx := trace.WithRecorder(trace.WithRequest(trace.With(t.Context(), id), "req-1"), record)
+	want(t, second(say(ctx, cc, "first")), fault.NotFound, "NO_SUCH_THING")
+	if len(got) != 4 { // inner server, inner client, outer server, outer client
+		t.Fatalf("spans %+v", got)
+	}
+	for i, s := range got {
+		parent := ""
+		if i < 3 {
+			parent = got[i+1].Link.Span
+			if s.Begun.Before(got[i+1].Begun) || s.Ended.After(got[i+1].Ended) {
+				t.Errorf("span %d lies outside its parent", i)
+			}
+		}
+		if s.Link.Trace != id.Trace || s.Parent != parent || s.Kind != []trace.Kind{trace.Server, trace.Client}[i%2] || s.Name != echoMethod[1:] || s.Failure != "NotFound NO_SUCH_THING" {
+			t.Errorf("span %d: %+v, want the parent %q", i, s, parent)
+		}
+		if i%2 == 0 && !slices.Contains(s.Attributes, trace.Attribute{Key: "sallyport.request_id", Value: "req-1"}) {
+			t.Errorf("span %d: attributes %v", i, s.Attributes)
+		}
 	}
 }
 

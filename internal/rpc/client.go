@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // ClientConfig says whom to call.
@@ -125,7 +126,10 @@ func unaryClient(ctx context.Context, method string, req, reply any, cc *grpc.Cl
 		ctx, cancel = context.WithTimeout(ctx, defaultTimeout)
 		defer cancel()
 	}
-	return invoke(giveIDs(ctx), method, req, reply, cc, opts...)
+	ctx, span := trace.BeginKind(ctx, trace.Client, spanName(method))
+	err := invoke(giveIDs(ctx), method, req, reply, cc, opts...)
+	span.End(failure(err))
+	return err
 }
 
 func streamClient(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, open grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // The reasons this package gives.
@@ -34,7 +35,7 @@ const (
 
 var errShuttingDown = &fault.Error{Kind: fault.Transient, Reason: ReasonShuttingDown, Message: "the server is stopping", RetryAfter: time.Second}
 
-// call is one call on its way through the chain. The order is: recover, ids and
+// call is one call on its way through the chain. The order is: metrics, recover, trace, ids and
 // log, who calls (authn), how often (limits), whether it may (deny list, roles),
 // deadline, handler, error map. Limits come before the roles so that a flood of
 // refused calls is not a flood of denial records.
@@ -46,10 +47,14 @@ type call struct {
 	addr   string
 	key    string // whose limits it counts against
 	logged bool
+	span   *trace.Active // unary calls only: a stream is no piece of work
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
+	end := s.cfg.Meter.Begin(info.FullMethod, false)
+	defer func() { end(status.Code(err)) }()
 	ctx, c := s.begin(ctx, info.FullMethod)
+	ctx = c.beginSpan(ctx)
 	defer func() { err = c.end(ctx, recover(), err) }()
 	if err := c.admit(ctx); err != nil {
 		return nil, err
@@ -60,6 +65,8 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+	end := s.cfg.Meter.Begin(info.FullMethod, true)
+	defer func() { end(status.Code(err)) }()
 	ctx, c := s.begin(ss.Context(), info.FullMethod)
 	defer func() { err = c.end(ctx, recover(), err) }()
 	if err := c.admit(ctx); err != nil {
@@ -78,6 +85,12 @@ func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerIn
 	return err
 }
 
+// noMeter is what counts where nothing is counted.
+type noMeter struct{}
+
+func (noMeter) Begin(string, bool) func(codes.Code) { return func(codes.Code) {} }
+func (noMeter) Denied(string)                       {}
+
 func (s *Server) begin(ctx context.Context, method string) (context.Context, *call) {
 	c := &call{s: s, method: method, start: s.now(), info: &peerInfo{caller: identity.Anonymous}}
 	if p, ok := peer.FromContext(ctx); ok {
@@ -89,11 +102,31 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, *ca
 	if c.info.caller.Name != "" {
 		c.key = c.info.caller.String()
 	}
-	return identity.WithCaller(takeIDs(ctx), c.info.caller), c
+	ctx = takeIDs(ctx)
+	if s.cfg.Traces != nil {
+		ctx = trace.WithRecorder(ctx, s.cfg.Traces(method))
+	}
+	return identity.WithCaller(ctx, c.info.caller), c
 }
+
+// beginSpan leaves out health and reflection, which are asked all the time and tell nothing.
+func (c *call) beginSpan(ctx context.Context) context.Context {
+	if !strings.HasPrefix(c.method, "/sallyport.") {
+		return ctx
+	}
+	ctx, c.span = trace.BeginKind(ctx, trace.Server, spanName(c.method))
+	c.span.Set("rpc.system", "grpc")
+	c.span.Set("sallyport.caller", c.info.caller.String())
+	c.span.Set("sallyport.request_id", trace.Request(ctx))
+	return ctx
+}
+
+// spanName is "sallyport.issuer.v1.IssuerService/SubmitRequest", by the conventions of OpenTelemetry.
+func spanName(method string) string { return strings.TrimPrefix(method, "/") }
 
 func (c *call) admit(ctx context.Context) error {
 	if err := c.limit(); err != nil {
+		c.span = nil // a flood shall not push out what is worth seeing
 		return err
 	}
 	if err := c.s.authorize(c.info, c.method); err != nil {
@@ -164,7 +197,8 @@ func (c *call) denied(ctx context.Context, err *fault.Error) {
 	service, method, _ := strings.Cut(strings.TrimPrefix(c.method, "/"), "/")
 	d := Denial{Service: service, Method: method, Caller: c.info.caller, Reason: err.Reason, Detail: err.Error(), Peer: c.addr}
 	c.s.log.WarnContext(ctx, "call denied", "method", c.method, "caller", d.Caller.String(), "reason", d.Reason, "detail", d.Detail,
-		"peer", d.Peer, "request_id", RequestID(ctx))
+		"peer", d.Peer)
+	c.s.cfg.Meter.Denied(d.Reason)
 	if c.s.cfg.OnDenied == nil {
 		return
 	}
@@ -182,10 +216,10 @@ func unaryDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, serverTimeout)
 }
 
-// end logs the call once and gives the error its outer form.
-func (c *call) end(ctx context.Context, panicked any, err error) error {
-	attrs := []any{"method", c.method, "caller", c.info.caller.String(), "peer", c.addr, "request_id", RequestID(ctx),
-		"trace_id", TraceID(ctx), "duration", c.s.now().Sub(c.start)}
+// end logs the call once, ends its span, and gives the error its outer form.
+func (c *call) end(ctx context.Context, panicked any, err error) (out error) {
+	defer func() { c.span.End(failure(out)) }()
+	attrs := []any{"method", c.method, "caller", c.info.caller.String(), "peer", c.addr, "duration", c.s.now().Sub(c.start)}
 	if panicked != nil {
 		c.s.log.ErrorContext(ctx, "handler panicked", append(attrs, "panic", fmt.Sprint(panicked), "stack", string(debug.Stack()))...)
 		return internalError(ctx)
@@ -194,7 +228,8 @@ func (c *call) end(ctx context.Context, panicked any, err error) error {
 		c.s.log.DebugContext(ctx, "call", attrs...)
 		return nil
 	}
-	level, out := outer(ctx, err)
+	var level slog.Level
+	level, out = outer(ctx, err)
 	if c.logged {
 		return out
 	}
@@ -202,9 +237,17 @@ func (c *call) end(ctx context.Context, panicked any, err error) error {
 	return out
 }
 
+// failure is what a span says of an error.
+func failure(err error) string {
+	if err == nil {
+		return ""
+	}
+	return status.Code(err).String() + " " + fault.Of(err).Reason
+}
+
 func internalError(ctx context.Context) error {
-	e := fault.New(fault.Internal, fault.ReasonInternal, "internal error (request id %s)", RequestID(ctx))
-	return e.With("request_id", RequestID(ctx)).GRPCStatus().Err()
+	e := fault.New(fault.Internal, fault.ReasonInternal, "internal error (request id %s)", trace.Request(ctx))
+	return e.With(trace.KeyRequest, trace.Request(ctx)).GRPCStatus().Err()
 }
 
 // outer maps what a handler returned to what the peer may see.

@@ -10,9 +10,12 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 func TestBuckets(t *testing.T) {
@@ -98,10 +101,11 @@ func TestOrder(t *testing.T) {
 		c.Deny = func(identity.Caller) error { step("deny list"); return nil }
 		c.OnDenied = func(_ context.Context, d Denial) { step("denied " + d.Reason) }
 		c.Log = slog.New(stepHandler{c.Log.Handler(), step})
+		c.Meter = stepMeter(step)
 	})
 	w.echo.unary = func(ctx context.Context, text string) (string, error) {
 		step("handler")
-		if _, ok := ctx.Deadline(); !ok || RequestID(ctx) == "" || identity.FromContext(ctx).Name == "" {
+		if _, ok := ctx.Deadline(); !ok || trace.Request(ctx) == "" || identity.FromContext(ctx).Name == "" {
 			t.Error("handler without deadline, request id or caller")
 		}
 		if text == "panic" {
@@ -113,15 +117,24 @@ func TestOrder(t *testing.T) {
 		t.Helper()
 		steps = nil
 		_, _ = say(t.Context(), w.as(path), text)
+		want = append([]string{"begins"}, want...)
 		if !slices.Equal(steps, want) {
 			t.Errorf("%s %s: %q, want %q", path, text, steps, want)
 		}
 	}
-	run("/agent/a", "", "deny list", "handler", "log call failed")
-	run("/agent/a", "panic", "deny list", "handler", "log handler panicked")
-	run("/agent/a", "", "log call failed") // limits come before all else
-	run("/service/audit", "", "deny list", "log call denied", "denied ROLE_NOT_ALLOWED")
+	run("/agent/a", "", "deny list", "handler", "log call failed", "ended NotFound")
+	run("/agent/a", "panic", "deny list", "handler", "log handler panicked", "ended Internal")
+	run("/agent/a", "", "log call failed", "ended ResourceExhausted") // limits come before all else, but metrics
+	run("/service/audit", "", "deny list", "log call denied", "counted ROLE_NOT_ALLOWED", "denied ROLE_NOT_ALLOWED", "ended PermissionDenied")
 }
+
+type stepMeter func(string)
+
+func (m stepMeter) Begin(string, bool) func(codes.Code) {
+	m("begins")
+	return func(c codes.Code) { m("ended " + c.String()) }
+}
+func (m stepMeter) Denied(reason string) { m("counted " + reason) }
 
 type stepHandler struct {
 	slog.Handler

@@ -13,14 +13,13 @@ package rpc
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"net"
 	"time"
 
 	"google.golang.org/grpc/metadata"
 
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // ServerNameSuffix makes the TLS server name of a service.
@@ -54,74 +53,30 @@ const (
 )
 
 const (
-	metaRequest = "sallyport-request"
-	metaTrace   = "sallyport-trace"
-	idLen       = 32 // hex digits of 16 random bytes, as in W3C traceparent
+	metaRequest = "x-request-id"
+	metaParent  = "traceparent"     // W3C Trace Context: who calls records its span
+	metaTrace   = "sallyport-trace" // a trace id alone: who calls records none
 )
 
 // Dialer opens the connection under TLS. See ProxyDialer.
 type Dialer func(ctx context.Context, address string) (net.Conn, error)
 
-type (
-	requestKey struct{}
-	traceKey   struct{}
-)
-
-// RequestID is the id of the call being served, "" outside of one.
-func RequestID(ctx context.Context) string {
-	s, _ := ctx.Value(requestKey{}).(string)
-	return s
-}
-
-// TraceID joins all that follows from one cause, over processes: 32 hex
-// digits, "" when there is none.
-func TraceID(ctx context.Context) string {
-	s, _ := ctx.Value(traceKey{}).(string)
-	return s
-}
-
-// WithTraceID continues a trace, for work that goes on after the call. An id
-// of another form is left out.
-func WithTraceID(ctx context.Context, id string) context.Context {
-	if !validID(id) {
-		return ctx
-	}
-	return context.WithValue(ctx, traceKey{}, id)
-}
-
-// NewTraceID starts a trace.
-func NewTraceID() string { return newID() }
-
-func newID() string {
-	var b [idLen / 2]byte
-	rand.Read(b[:])
-	return hex.EncodeToString(b[:])
-}
-
-func validID(s string) bool {
-	if len(s) != idLen {
-		return false
-	}
-	for _, c := range []byte(s) {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return false
-		}
-	}
-	return true
-}
-
-// takeIDs puts request and trace id into a server's context. They are the
-// client's if well formed: they only name things in logs and records.
+// takeIDs puts request and trace into a server's context. They are the client's if well formed: they only name things in
+// logs, records and traces.
 func takeIDs(ctx context.Context) context.Context {
 	md, _ := metadata.FromIncomingContext(ctx)
-	request, trace := first(md, metaRequest), first(md, metaTrace)
-	if !validID(request) {
-		request = newID()
+	request := first(md, metaRequest)
+	if !trace.ValidRequest(request) {
+		request = trace.NewRequest()
 	}
-	if !validID(trace) {
-		trace = newID()
+	link, ok := trace.Parse(first(md, metaParent))
+	if !ok {
+		link = trace.Link{Trace: first(md, metaTrace)}
 	}
-	return context.WithValue(context.WithValue(ctx, requestKey{}, request), traceKey{}, trace)
+	if !trace.ValidTrace(link.Trace) {
+		link = trace.New()
+	}
+	return trace.With(trace.WithRequest(ctx, request), link)
 }
 
 func first(md metadata.MD, key string) string {
@@ -131,11 +86,17 @@ func first(md metadata.MD, key string) string {
 	return ""
 }
 
-// giveIDs adds request and trace id to a client call.
+// giveIDs adds request and trace to a client call. A call made while serving another carries that one's id on.
 func giveIDs(ctx context.Context) context.Context {
-	trace := TraceID(ctx)
-	if trace == "" {
-		trace = newID()
+	request, link := trace.Request(ctx), trace.Of(ctx)
+	if request == "" {
+		request = trace.NewRequest()
 	}
-	return metadata.AppendToOutgoingContext(ctx, metaRequest, newID(), metaTrace, trace)
+	if link.Span != "" {
+		return metadata.AppendToOutgoingContext(ctx, metaRequest, request, metaParent, link.String())
+	}
+	if link.Trace == "" {
+		link = trace.New()
+	}
+	return metadata.AppendToOutgoingContext(ctx, metaRequest, request, metaTrace, link.Trace)
 }

@@ -12,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/metadata"
+
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // FuzzProxyAnswer: whatever a proxy says, the tunnel begins where its answer ends, and no error shows the password.
@@ -102,14 +105,22 @@ func FuzzPeerChain(f *testing.F) {
 	})
 }
 
-// FuzzIDs: an id that is taken from a peer is plain hex.
+// FuzzIDs: ids that are taken from a peer are plain.
 func FuzzIDs(f *testing.F) {
-	f.Add(NewTraceID())
-	f.Add("")
-	f.Add(strings.Repeat("A", 32))
-	f.Fuzz(func(t *testing.T, s string) {
-		if got := TraceID(WithTraceID(t.Context(), s)); got != "" && (got != s || strings.Trim(got, "0123456789abcdef") != "") {
-			t.Fatalf("%q is taken as %q", s, got)
+	f.Add(trace.New().Trace, "", "7c1d2e3f")
+	f.Add(strings.Repeat("A", 32), "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "a b")
+	f.Add("", "cc-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00-more", "")
+	f.Fuzz(func(t *testing.T, id, parent, request string) {
+		ctx := takeIDs(metadata.NewIncomingContext(t.Context(), metadata.Pairs(metaTrace, id, metaParent, parent, metaRequest, request)))
+		l := trace.Of(ctx)
+		if len(l.Trace) != 32 || strings.Trim(l.Trace, "0123456789abcdef") != "" || strings.Trim(l.Span, "0123456789abcdef") != "" || len(l.Span)%16 != 0 {
+			t.Fatalf("%q, %q is taken as %+v", id, parent, l)
+		}
+		if r := trace.Request(ctx); r == "" || len(r) > 64 || strings.ContainsAny(r, " \n\r\t\"") {
+			t.Fatalf("%q is taken as %q", request, r)
+		}
+		if again, ok := trace.Parse(l.String()); l.Span != "" && (!ok || again != l) {
+			t.Fatalf("%+v is written as %s", l, l)
 		}
 	})
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // echoService is a service of two methods made by hand, so that this module
@@ -155,7 +156,7 @@ func newWorld(t *testing.T, change ...func(*ServerConfig)) *world {
 			}
 			return nil
 		},
-		Log: slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Log: slog.New(trace.LogHandler(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))),
 		Now: func() time.Time { w.mu.Lock(); defer w.mu.Unlock(); return w.now() },
 	}
 	for _, c := range change {

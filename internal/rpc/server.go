@@ -12,12 +12,14 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 const (
@@ -29,6 +31,8 @@ const (
 	deniedBound     = 5 * time.Second
 	connectionGrace = 30 * time.Second
 	handshakeBound  = 10 * time.Second
+	// healthEvery is how often the health service is told who is ready.
+	healthEvery     = 250 * time.Millisecond
 	connectionIdle  = 15 * time.Minute
 	serverKeepalive = 2 * time.Minute
 	maxHeaderBytes  = 16 << 10
@@ -54,10 +58,26 @@ type ServerConfig struct {
 	Deny func(c identity.Caller) error
 	// Limits bound what one caller can take.
 	Limits Limits
-	// Log is required.
+	// Meter counts calls; nil counts nothing.
+	Meter Meter
+	// Ready says why the service behind an API ("sallyport.issuer.v1.IssuerService"; "" for all) cannot do its work, or nil.
+	// It is asked all the time, so it must answer from memory. With nil all are ready.
+	Ready func(api string) error
+	// Log is required. Its lines name call and trace if its handler is trace.LogHandler.
 	Log *slog.Logger
+	// Traces gives who records the spans of a full method; nil records none.
+	Traces func(method string) trace.Recorder
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
+}
+
+// Meter counts calls. It must be fast.
+type Meter interface {
+	// Begin is called before anything else is done for a call of a registered method ("/pkg.Service/Method"), and what it gives
+	// once at its end.
+	Begin(method string, stream bool) (end func(codes.Code))
+	// Denied is called for each call refused for who the caller is.
+	Denied(reason string)
 }
 
 // Denial is a call refused for who the caller is.
@@ -116,6 +136,12 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Meter == nil {
+		cfg.Meter = noMeter{}
+	}
+	if cfg.Ready == nil {
+		cfg.Ready = func(string) error { return nil }
 	}
 	if err := cfg.Limits.Validate(); err != nil {
 		return nil, fmt.Errorf("rpc: %w", err)
@@ -195,12 +221,11 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	if err := s.CheckMethods(); err != nil {
 		return errors.Join(err, lis.Close())
 	}
-	for service := range s.grpc.GetServiceInfo() {
-		s.health.SetServingStatus(service, healthpb.HealthCheckResponse_SERVING)
-	}
+	s.tellHealth()
 	watch, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
 	wg.Go(func() { s.watchStreams(watch) })
+	wg.Go(func() { s.watchHealth(watch) })
 	defer func() { cancel(); wg.Wait() }()
 
 	served := make(chan error, 1)
@@ -219,6 +244,34 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 		return fmt.Errorf("serving on %s: %w", lis.Addr(), err)
 	}
 	return nil
+}
+
+// watchHealth keeps grpc.health.v1 true. After shutdown the health service takes no news any more.
+func (s *Server) watchHealth(ctx context.Context) {
+	t := time.NewTicker(healthEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+			s.tellHealth()
+		}
+	}
+}
+
+func (s *Server) tellHealth() {
+	tell := func(api string) {
+		status := healthpb.HealthCheckResponse_SERVING
+		if s.cfg.Ready(api) != nil {
+			status = healthpb.HealthCheckResponse_NOT_SERVING
+		}
+		s.health.SetServingStatus(api, status)
+	}
+	tell("")
+	for api := range s.grpc.GetServiceInfo() {
+		tell(api)
+	}
 }
 
 func (s *Server) shutdown(ctx context.Context) {

@@ -28,6 +28,7 @@ import (
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/pebbletest"
 	"github.com/sallyport-pki/sallyport/tests/lab"
 )
@@ -201,8 +202,8 @@ func (s *site) dial(t *testing.T, cert *tls.Certificate) *grpc.ClientConn {
 
 // named gives a call an id by which its record is found.
 func named(ctx context.Context) (context.Context, string) {
-	id := rpc.NewTraceID() // of the same form
-	return metadata.AppendToOutgoingContext(ctx, "sallyport-request", id), id
+	id := trace.NewRequest()
+	return metadata.AppendToOutgoingContext(ctx, "x-request-id", id), id
 }
 
 // agent is an agent that does only what the test does.

@@ -16,7 +16,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
-	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"google.golang.org/protobuf/proto"
 )
@@ -231,7 +231,7 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 			if !fresh {
 				continue
 			}
-			if err := c.c.Handle(rpc.WithTraceID(ctx, e.GetTraceId()), tx, e); err != nil {
+			if err := c.c.Handle(trace.With(ctx, trace.Link{Trace: e.GetTraceId()}), tx, e); err != nil {
 				return err
 			}
 		}

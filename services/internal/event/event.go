@@ -17,7 +17,7 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
-	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/lease"
 	"google.golang.org/protobuf/proto"
@@ -95,10 +95,10 @@ func fill(ctx context.Context, e *eventv1.Event) error {
 		e.Actor = actor(identity.FromContext(ctx))
 	}
 	if e.GetTraceId() == "" {
-		e.TraceId = rpc.TraceID(ctx)
+		e.TraceId = trace.ID(ctx)
 	}
 	if e.GetRequestId() == "" {
-		e.RequestId = rpc.RequestID(ctx)
+		e.RequestId = trace.Request(ctx)
 	}
 	return nil
 }

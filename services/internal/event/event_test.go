@@ -15,7 +15,7 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
-	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
@@ -219,7 +219,7 @@ func TestChangeAndEventTogether(t *testing.T) {
 		w.consume(func(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
 			mu.Lock()
 			got = append(got, proto.CloneOf(e))
-			continued = rpc.TraceID(ctx)
+			continued = trace.ID(ctx)
 			mu.Unlock()
 			return note(ctx, tx, e)
 		})
@@ -233,8 +233,8 @@ func TestChangeAndEventTogether(t *testing.T) {
 		if !errors.Is(err, no) {
 			t.Fatal(err)
 		}
-		trace := rpc.NewTraceID()
-		ctx := rpc.WithTraceID(identity.WithCaller(t.Context(), w.caller), trace)
+		story := trace.New()
+		ctx := trace.With(identity.WithCaller(t.Context(), w.caller), story)
 		before := time.Now()
 		err = w.from.Write(ctx, func(ctx context.Context, tx db.Tx) error { return event.Emit(ctx, tx, issued("kept")) })
 		if err != nil {
@@ -244,7 +244,7 @@ func TestChangeAndEventTogether(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		e := got[0]
-		if e.GetActor() != "spiffe://test.example/operator/ann" || e.GetTraceId() != trace || continued != trace || len(e.GetId()) != 36 || e.GetTime().AsTime().Sub(before).Abs() > time.Minute {
+		if e.GetActor() != "spiffe://test.example/operator/ann" || e.GetTraceId() != story.Trace || continued != story.Trace || len(e.GetId()) != 36 || e.GetTime().AsTime().Sub(before).Abs() > time.Minute {
 			t.Errorf("event %v, trace continued as %q", e, continued)
 		}
 		var waiting int

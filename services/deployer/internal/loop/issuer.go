@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
-	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
 )
@@ -101,7 +101,7 @@ func (l *Loops) request(ctx context.Context, id string, left *leftovers) {
 		l.trouble(ctx, "reading a request", err)
 		return
 	}
-	ctx = rpc.WithTraceID(ctx, q.Assignment.Trace)
+	ctx = trace.With(ctx, trace.Link{Trace: q.Assignment.Trace})
 	answer, err := l.ask(ctx, q)
 	switch {
 	case ctx.Err() != nil:

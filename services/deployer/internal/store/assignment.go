@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
-	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/renewal"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -170,10 +170,10 @@ func (t *txn) advance(ctx context.Context, r *record, s rollout.Step, why string
 
 // traceOf is the trace that a new generation belongs to: the call's, or one of its own.
 func traceOf(ctx context.Context) string {
-	if id := rpc.TraceID(ctx); id != "" {
+	if id := trace.ID(ctx); id != "" {
 		return id
 	}
-	return rpc.NewTraceID()
+	return trace.New().Trace
 }
 
 // tell brings what the agent is told up to date with a step. A plan tells it nothing: it keeps the old generation until the

@@ -13,7 +13,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
-	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/catalogue"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
@@ -65,7 +65,7 @@ const staleTries = 5
 func (d *Desk) Submit(ctx context.Context, w Wish) (issuance.Request, error) {
 	r := issuance.Request{
 		ID: w.ID, Digest: w.content().Digest(), Identity: w.Identity, Profile: w.Profile, Replaces: w.Replaces,
-		State: issuance.Machine.Initial(), TraceID: rpc.TraceID(ctx),
+		State: issuance.Machine.Initial(), TraceID: trace.ID(ctx),
 	}
 	csr, err := pki.CheckCSR(w.CSR)
 	if err != nil {

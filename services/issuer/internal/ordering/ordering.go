@@ -17,7 +17,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
-	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/store"
@@ -146,7 +146,7 @@ func (w *Worker) pause(ctx context.Context) time.Duration {
 
 // work moves one request as far as it will go. Half the claim is kept for the last answer to come in and be stored.
 func (w *Worker) work(ctx context.Context, c *store.Claim) {
-	bounded, cancel := context.WithTimeout(rpc.WithTraceID(ctx, c.Request.TraceID), w.Rules.Claim/2)
+	bounded, cancel := context.WithTimeout(trace.With(ctx, trace.Link{Trace: c.Request.TraceID}), w.Rules.Claim/2)
 	defer cancel()
 	log := w.Log.With("request", c.Request.ID, "authority", c.Request.Authority)
 	fresh := false
