@@ -28,6 +28,8 @@ type Lab struct {
 	Dir string
 	// Bin is where the built programs are.
 	Bin string
+	// Logs is where the output of processes goes; Dir when empty.
+	Logs string
 
 	mu    sync.Mutex
 	procs []*Process
@@ -85,7 +87,11 @@ type Command struct {
 
 // Start runs a program in the background. It dies with this process, whatever happens.
 func (l *Lab) Start(c Command) (*Process, error) {
-	logPath := filepath.Join(l.Dir, c.Name+".log")
+	logs := l.Dir
+	if l.Logs != "" {
+		logs = l.Logs
+	}
+	logPath := filepath.Join(logs, c.Name+".log")
 	out, err := os.OpenFile(logPath, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,74 @@
+// Package powercut takes the power from the whole system while it works: a loop device plays the disk, everything that was not
+// synced is gone, and everything starts again. Nothing that was acknowledged may be lost.
+package powercut
+
+import (
+	"context"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/tests/lab"
+)
+
+// TestPowerCuts cuts the power at random moments.
+func TestPowerCuts(t *testing.T) {
+	s := newSite(t)
+	w := newWitness(t, s)
+	must(t, s.volume.Sync()) // the site was set up long ago
+	t.Logf("seed %d", *seed)
+	r := rand.New(rand.NewPCG(*seed, 1))
+	for round := range *rounds {
+		s.round(t, w, r, round)
+		w.keeps(t.Context(), t, s)
+		for _, promise := range w.broken {
+			t.Error(promise)
+		}
+		if t.Failed() {
+			return
+		}
+		t.Logf("round %d: all is there: %s", round, w.count())
+	}
+	s.settles(t.Context(), t, w)
+	s.stop(t)
+}
+
+// TestUnsynced is TestPowerCuts with a disk that only says that it has synced: the test must notice.
+func TestUnsynced(t *testing.T) {
+	prefix := ok(lab.Fault{Calls: "fsync,fdatasync", Do: "retval=0"}.Prefix())(t)
+	s := newSite(t, prefix...)
+	w := newWitness(t, s)
+	must(t, s.volume.Sync())
+	r := rand.New(rand.NewPCG(*seed, 1))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1000+r.IntN(1000))*time.Millisecond)
+	defer cancel()
+	w.work(ctx, t, s, 0).Wait()
+	s.cut(t)
+	if err := s.plane.Start(t.Context()); err != nil {
+		t.Logf("noticed: it does not start: %v", err)
+		return
+	}
+	w.keeps(t.Context(), t, s)
+	if len(w.broken) == 0 {
+		t.Errorf("nothing was synced and nothing is missed: the test shows nothing: %s", w.count())
+	}
+	for _, promise := range w.broken[:min(3, len(w.broken))] {
+		t.Logf("noticed: %s", promise)
+	}
+}
+
+// round works for a while, cuts the power in the middle of it, and starts all again.
+func (s *site) round(t *testing.T, w *witness, r *rand.Rand, round int) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	working := w.work(ctx, t, s, round)
+	time.Sleep(time.Duration(300+r.IntN(1500)) * time.Millisecond) // the random moment is what is tested
+	if r.IntN(2) == 0 {
+		must(t, s.volume.Scatter(r))
+	}
+	s.cut(t)
+	cancel()
+	working.Wait()
+	s.start(t)
+}
