@@ -41,8 +41,12 @@ func claim(ctx context.Context, tx *sql.Tx, name, service string, marked bool, t
 	return nil
 }
 
-// migrate brings the schema up to the newest migration. It refuses a schema that is newer, because what the newer program
-// wrote there could be misread.
+// oldestTable says, in its column schema, which migration a program must know at least. Only a migration that programs before
+// it cannot live with makes it; one that just adds does not, so that a program and its predecessor run on one schema.
+const oldestTable = `sallyport_oldest`
+
+// migrate brings the schema up to the newest migration. One that is newer than the program is taken as it is, unless it says
+// that programs as old as this one would misread it.
 func migrate(ctx context.Context, pool *sql.DB, dialect goose.Dialect, migrations fs.FS, name string) error {
 	p, err := goose.NewProvider(dialect, pool, migrations, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
@@ -53,7 +57,14 @@ func migrate(ctx context.Context, pool *sql.DB, dialect goose.Dialect, migration
 		return fmt.Errorf("reading the schema version of %s: %w", name, err)
 	}
 	if current > known {
-		return refuse("%s was written by a newer program (schema %d, this one knows %d): run that version, or restore the backup made before the upgrade", name, current, known)
+		oldest, err := oldestKnown(ctx, pool, dialect)
+		if err != nil {
+			return fmt.Errorf("reading which programs may use %s: %w", name, err)
+		}
+		if oldest > known {
+			return refuse("%s was written by a newer program (schema %d, to be used by programs that know %d; this one knows %d): run that version, or restore the backup made before the upgrade", name, current, oldest, known)
+		}
+		return nil
 	}
 	if _, err := p.Up(ctx); err != nil {
 		var partial *goose.PartialError
@@ -63,6 +74,20 @@ func migrate(ctx context.Context, pool *sql.DB, dialect goose.Dialect, migration
 		return fmt.Errorf("migrating %s: %w", name, err)
 	}
 	return nil
+}
+
+func oldestKnown(ctx context.Context, pool *sql.DB, dialect goose.Dialect) (int64, error) {
+	exists := `SELECT count(*) FROM sqlite_schema WHERE name = $1`
+	if dialect == goose.DialectPostgres {
+		exists = `SELECT count(*) FROM pg_tables WHERE schemaname = current_schema() AND tablename = $1`
+	}
+	var n int
+	if err := pool.QueryRowContext(ctx, exists, oldestTable).Scan(&n); err != nil || n == 0 {
+		return 0, err
+	}
+	var oldest int64
+	err := pool.QueryRowContext(ctx, `SELECT coalesce(max(schema), 0) FROM `+oldestTable).Scan(&oldest)
+	return oldest, err
 }
 
 // Merge shows the *.sql files of several directories as one, for Open.

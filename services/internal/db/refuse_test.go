@@ -208,7 +208,27 @@ func TestVersions(t *testing.T) {
 			shut(t, d)
 		})
 		t.Run("older program", func(t *testing.T) {
-			refused(t, tryOpen(t, c), fault.Precondition, "newer program", "102", "101")
+			d := open(t, c)
+			if err := d.Write(t.Context(), insert("older")); err != nil {
+				t.Fatal(err)
+			}
+			if n := count(t, d, `TRUE`); n != 2 {
+				t.Errorf("%d rows", n)
+			}
+			shut(t, d)
+		})
+		t.Run("older program that would misread", func(t *testing.T) {
+			apart := db.Merge(newer, fstest.MapFS{"00103_apart.sql": {Data: []byte("-- +goose Up\nCREATE TABLE sallyport_oldest (schema BIGINT NOT NULL);\nINSERT INTO sallyport_oldest VALUES (102);\n")}})
+			d, err := db.Open(t.Context(), c, apart, "issuer")
+			if err != nil {
+				t.Fatal(err)
+			}
+			shut(t, d)
+			if d, err = db.Open(t.Context(), c, newer, "issuer"); err != nil {
+				t.Fatalf("a program that knows enough: %v", err)
+			}
+			shut(t, d)
+			refused(t, tryOpen(t, c), fault.Precondition, "newer program", "103", "102", "101")
 		})
 	})
 }
