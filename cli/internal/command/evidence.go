@@ -389,6 +389,21 @@ func (m *meter) end() {
 	}
 }
 
+// stage shows what is being done on standard error when that is a terminal.
+type stage struct{ meter *meter }
+
+func (a *app) stage() *stage { return &stage{a.meter("")} }
+
+func (s *stage) tell(what string) {
+	if s.meter.w == nil || s.meter.now().Sub(s.meter.last) < 200*time.Millisecond {
+		return
+	}
+	s.meter.last = s.meter.now()
+	fmt.Fprintf(s.meter.w, "\r\x1b[K%s", what)
+}
+
+func (s *stage) end() { s.meter.end() }
+
 func (a *app) auditVerifyCommand() *cobra.Command {
 	var key, older, extent string
 	cmd := &cobra.Command{

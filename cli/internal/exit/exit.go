@@ -34,6 +34,8 @@ const (
 	Address      Code = 11
 	Clock        Code = 12
 	Space        Code = 13
+	Unsound      Code = 14
+	Unseen       Code = 15
 	Interrupted  Code = 130
 )
 
@@ -59,6 +61,8 @@ var Table = []Row{
 	{Address, "serve: the address cannot be listened on"},
 	{Clock, "serve: the clock is wrong"},
 	{Space, "serve, trust, audit export: the disk is full"},
+	{Unsound, "doctor: something is wrong"},
+	{Unseen, "doctor: nothing is known to be wrong, but something could not be looked at"},
 	{Interrupted, "interrupted by a signal"},
 }
 

@@ -52,7 +52,7 @@ func TestTableHasEachCodeOnce(t *testing.T) {
 		}
 		seen[r.Code] = true
 	}
-	for _, c := range []Code{OK, General, Usage, NotFound, Refused, Unreachable, Failed, Timeout, Verification, Unverified, Data, Address, Clock, Space, Interrupted} {
+	for _, c := range []Code{OK, General, Usage, NotFound, Refused, Unreachable, Failed, Timeout, Verification, Unverified, Data, Address, Clock, Space, Unsound, Unseen, Interrupted} {
 		if !seen[c] {
 			t.Errorf("code %d is not in the table", c)
 		}

@@ -42,6 +42,23 @@ func WriteYAML(w io.Writer, list bool, ms []proto.Message) error {
 	if err != nil {
 		return err
 	}
+	return writeYAML(w, b)
+}
+
+// WriteValue prints what is no message, as JSON or YAML.
+func WriteValue(w io.Writer, f Format, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("writing JSON: %w", err)
+	}
+	if f == FormatYAML {
+		return writeYAML(w, b)
+	}
+	_, err = w.Write(append(b, '\n'))
+	return err
+}
+
+func writeYAML(w io.Writer, b []byte) error {
 	var n yaml.Node // JSON is YAML: the node keeps the order of the keys
 	if err := yaml.Unmarshal(b, &n); err != nil {
 		return fmt.Errorf("writing YAML: %w", err)

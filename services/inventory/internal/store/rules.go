@@ -10,7 +10,7 @@ import (
 var Rules = []check.Rule{
 	{Name: "certificate-summary", Broken: check.SQL(`SELECT 'certificates/' || fingerprint, 'is summed up as present ' || CAST(present AS TEXT) || ', served ' || CAST(served AS TEXT) || ', replaced ' || CAST(replaced AS TEXT) || ', which is not what the rest says'
 		FROM certificate WHERE present <> ` + isPresent + ` OR served <> ` + isServed + ` OR replaced <> ` + isReplaced + ` ORDER BY fingerprint`)},
-	{Name: "certificate-known", Broken: check.SQL(`SELECT 'certificates/' || s.fingerprint, 'is seen on ' || min(s.host) || ' and is not known' FROM sighting s
+	{Name: "sighting-known", Broken: check.SQL(`SELECT 'certificates/' || s.fingerprint, 'is seen on ' || min(s.host) || ' and is not known' FROM sighting s
 		LEFT JOIN certificate c ON c.fingerprint = s.fingerprint WHERE c.fingerprint IS NULL GROUP BY s.fingerprint ORDER BY 1`)},
 	{Name: "issued-once", Broken: check.SQL(`SELECT 'requests/' || request, 'has ended in ' || CAST(count(*) AS TEXT) || ' certificates, one of them ' || min(fingerprint) FROM certificate
 		WHERE issued > 0 AND request <> '' GROUP BY request HAVING count(*) > 1 ORDER BY 1`)},
