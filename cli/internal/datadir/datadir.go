@@ -180,6 +180,12 @@ func (d *Dir) begin(o Options) error {
 		return exit.Errorf(exit.Data, "reading the data directory: %w", err)
 	}
 	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "."+FileMarker) { // a first start was cut off while it wrote the marker
+			if err := os.Remove(d.Join(e.Name())); err != nil {
+				return trust.Disk(fmt.Errorf("beginning a data directory: %w", err))
+			}
+			continue
+		}
 		if e.Name() != FileLock && e.Name() != "lost+found" {
 			return exit.Errorf(exit.Data, "%s is not empty and not a data directory of Sallyport (it has %q and no %s): choose another by --data", d.Path, e.Name(), FileMarker)
 		}

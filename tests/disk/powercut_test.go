@@ -1,6 +1,6 @@
-// Package powercut takes the power from the whole system while it works: a loop device plays the disk, everything that was not
+// Package disk takes the power from the whole system while it works: a loop device plays the disk, everything that was not
 // synced is gone, and everything starts again. Nothing that was acknowledged may be lost.
-package powercut
+package disk
 
 import (
 	"context"

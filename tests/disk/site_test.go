@@ -1,4 +1,4 @@
-package powercut
+package disk
 
 import (
 	"context"
@@ -17,8 +17,9 @@ import (
 const ground = "/mnt"
 
 var (
-	seed   = flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of random moments")
-	rounds = flag.Int("rounds", 5, "how often the power is cut while all works")
+	seed        = flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of random moments")
+	rounds      = flag.Int("rounds", 5, "how often the power is cut while all works")
+	firstRounds = flag.Int("first-rounds", 12, "how often the power is cut during a first start")
 )
 
 func TestMain(m *testing.M) {
