@@ -156,7 +156,7 @@ func (s *Service) buildEvents(js jetstream.JetStream) error {
 	}
 	s.consumer, err = event.NewConsumer(event.ConsumerConfig{
 		DB: s.store.DB(), JS: js, Durable: Name, Filter: []string{event.FactsOf("issuer"), event.FactsOf("inventory")},
-		Handle: s.loops.Handle, Log: s.deps.Log,
+		Handle: event.Each(s.loops.Handle), Log: s.deps.Log,
 	})
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -27,6 +28,8 @@ const (
 	prefetch   = 16               // messages
 	firstRetry = time.Second      // of an event whose handler failed, doubling
 	lastRetry  = time.Minute
+
+	receiveAtOnce = 64 // events in one statement
 )
 
 // ConsumerConfig is what a Consumer needs; all of it is required.
@@ -39,11 +42,23 @@ type ConsumerConfig struct {
 	// Filter lists the subjects: FactsOf, ObservationsOf. Two consumers of one service share its inbox, so their filters
 	// must not overlap: an event goes to one of them.
 	Filter []string
-	// Handle does what an event asks for, in the transaction that notes the event as received: both or neither. What it emits
-	// continues the event's trace.
-	// An error of kind fault.Permanent skips the event, for ever; any other error brings it again, later.
-	Handle func(context.Context, db.Tx, *eventv1.Event) error
+	// Handle does what the new events of one message ask for, in the transaction that notes them as received: both or neither.
+	// After an error each of them is handled alone: one of kind fault.Permanent skips the event, for ever; any other brings it
+	// again, later.
+	Handle func(context.Context, db.Tx, []*eventv1.Event) error
 	Log    *slog.Logger
+}
+
+// Each makes a Handle of what is done for one event. What that emits continues the event's trace.
+func Each(handle func(context.Context, db.Tx, *eventv1.Event) error) func(context.Context, db.Tx, []*eventv1.Event) error {
+	return func(ctx context.Context, tx db.Tx, events []*eventv1.Event) error {
+		for _, e := range events {
+			if err := handle(trace.With(ctx, trace.Link{Trace: e.GetTraceId()}), tx, e); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // Consumer hands every event of its subjects to Handle, once each.
@@ -223,19 +238,11 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 		}
 	}()
 	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		for _, e := range events {
-			fresh, err := receive(ctx, tx, e.GetId(), "")
-			if err != nil {
-				return err
-			}
-			if !fresh {
-				continue
-			}
-			if err := c.c.Handle(trace.With(ctx, trace.Link{Trace: e.GetTraceId()}), tx, e); err != nil {
-				return err
-			}
+		fresh, err := receive(ctx, tx, events)
+		if err != nil || len(fresh) == 0 {
+			return err
 		}
-		return nil
+		return c.c.Handle(ctx, tx, fresh)
 	})
 }
 
@@ -243,13 +250,43 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 func (c *Consumer) skip(ctx context.Context, id string, why error) error {
 	c.c.Log.ErrorContext(ctx, "event skipped for ever", "consumer", c.c.Durable, "event", id, "skipped_since_start", c.skipped.Add(1), "error", why)
 	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		_, err := receive(ctx, tx, id, strings.ToValidUTF8(why.Error(), "?"))
+		_, err := tx.Exec(ctx, `INSERT INTO inbox (event_id, received, error) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
+			id, db.FromTime(time.Now()), strings.ToValidUTF8(why.Error(), "?"))
 		return err
 	})
 }
 
-// receive notes an event id and reports whether it is new.
-func receive(ctx context.Context, tx db.Tx, id, skipped string) (bool, error) {
-	return db.Changed(tx.Exec(ctx, `INSERT INTO inbox (event_id, received, error) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-		id, db.FromTime(time.Now()), skipped))
+// receive notes events and gives those that are new.
+func receive(ctx context.Context, tx db.Tx, events []*eventv1.Event) ([]*eventv1.Event, error) {
+	unknown := map[string]bool{}
+	for part := range slices.Chunk(events, receiveAtOnce) {
+		args := []any{db.FromTime(time.Now())}
+		var rows strings.Builder
+		for i, e := range part {
+			args = append(args, e.GetId())
+			fmt.Fprintf(&rows, "%s($%d, $1)", []string{"", ", "}[min(i, 1)], len(args))
+		}
+		noted, err := tx.Query(ctx, `INSERT INTO inbox (event_id, received) VALUES `+rows.String()+` ON CONFLICT DO NOTHING RETURNING event_id`, args...)
+		if err != nil {
+			return nil, err
+		}
+		for noted.Next() {
+			var id string
+			if err := noted.Scan(&id); err != nil {
+				return nil, errors.Join(err, noted.Close())
+			}
+			unknown[id] = true
+		}
+		if err := noted.Err(); err != nil {
+			return nil, err
+		}
+	}
+	var fresh []*eventv1.Event
+	for _, e := range events {
+		if unknown[e.GetId()] {
+			delete(unknown, e.GetId()) // a message may hold it twice
+			fresh = append(fresh, e)
+		}
+	}
+	return fresh, nil
 }

@@ -103,7 +103,7 @@ type handler func(context.Context, db.Tx, *eventv1.Event) error
 
 func (w *world) consume(h handler) (stop func()) {
 	w.t.Helper()
-	c, err := event.NewConsumer(event.ConsumerConfig{DB: w.to, JS: w.js, Durable: "deployer", Filter: []string{event.FactsOf("issuer")}, Handle: h, Log: servicetest.Log(w.t)})
+	c, err := event.NewConsumer(event.ConsumerConfig{DB: w.to, JS: w.js, Durable: "deployer", Filter: []string{event.FactsOf("issuer")}, Handle: event.Each(h), Log: servicetest.Log(w.t)})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -396,6 +396,30 @@ func TestPublishedTwiceHandledOnce(t *testing.T) {
 	})
 }
 
+func TestOneMessageHoldsAnEventTwice(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		w.consume(note)
+		double := issued("double")
+		double.Id = "01890a5d-ac96-774b-bcce-b302099a8057"
+		one := issued("one")
+		one.Id = "01890a5d-ac96-774b-bcce-b302099a8058"
+		for _, events := range [][]*eventv1.Event{{double, one, double}, {double}} {
+			data, err := proto.Marshal(&eventv1.EventBatch{Events: events})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.js.Publish(t.Context(), event.FactsOf("issuer"), data); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.arrives("double", "one")
+		w.eventually("every message is answered", w.idle)
+		w.arrives("double", "one")
+	})
+}
+
 func TestConsumerGoesOnWhereItStopped(t *testing.T) {
 	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
@@ -577,7 +601,7 @@ func TestConstructorsRefuse(t *testing.T) {
 		t.Error("a relay of nothing")
 	}
 	w := newWorld(t, servicetest.SQLite(t))
-	good := event.ConsumerConfig{DB: w.to, JS: w.js, Durable: "x", Filter: []string{"y"}, Handle: note, Log: servicetest.Log(t)}
+	good := event.ConsumerConfig{DB: w.to, JS: w.js, Durable: "x", Filter: []string{"y"}, Handle: event.Each(note), Log: servicetest.Log(t)}
 	for _, spoil := range []func(*event.ConsumerConfig){
 		func(c *event.ConsumerConfig) { c.DB = nil }, func(c *event.ConsumerConfig) { c.JS = nil }, func(c *event.ConsumerConfig) { c.Handle = nil },
 		func(c *event.ConsumerConfig) { c.Filter = nil }, func(c *event.ConsumerConfig) { c.Log = nil }, func(c *event.ConsumerConfig) { c.Durable = "a.b" },

@@ -31,11 +31,28 @@ type Intake struct {
 	Log   *slog.Logger
 }
 
-// Handle projects one event, in the transaction that notes it as received. Events that are of no interest pass.
-func (in Intake) Handle(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
+// Handle projects events, in the transaction that notes them as received. Those that are of no interest pass.
+func (in Intake) Handle(ctx context.Context, tx db.Tx, events []*eventv1.Event) error {
+	var all []catalog.Issued
+	known := map[string]catalog.Certificate{}
+	for _, e := range events {
+		if p := e.GetRequestIssued(); p != nil {
+			one, err := issued(e, p, known)
+			if err != nil {
+				return err
+			}
+			all = append(all, one)
+			continue
+		}
+		if err := in.one(ctx, tx, e); err != nil {
+			return err
+		}
+	}
+	return in.Store.RecordIssued(ctx, tx, all) // in whatever order, facts add up to the same
+}
+
+func (in Intake) one(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
 	switch p := e.GetPayload().(type) {
-	case *eventv1.Event_RequestIssued:
-		return in.issued(ctx, tx, e, p.RequestIssued)
 	case *eventv1.Event_AuthorityChanged:
 		return in.authority(ctx, tx, e, p.AuthorityChanged)
 	case *eventv1.Event_AgentChanged:
@@ -55,38 +72,38 @@ func bad(e *eventv1.Event, format string, args ...any) error {
 // at reads a time as it is stored, so that merges compare the same whether or not one side was stored before.
 func at(t *timestamppb.Timestamp) time.Time { return t.AsTime().Truncate(time.Microsecond) }
 
-// chain reads what can be read of a chain; the leaf must be.
-func chain(ders [][]byte) (leaf catalog.Certificate, rest []catalog.Certificate, err error) {
+// chain reads what can be read of a chain; the leaf must be. CA certificates that are known are not read again, and those that
+// are read become known.
+func chain(ders [][]byte, known map[string]catalog.Certificate) (leaf catalog.Certificate, rest []catalog.Certificate, err error) {
 	const longest = 16
 	if len(ders) == 0 {
 		return leaf, nil, errors.New("no certificate")
 	}
-	for i, der := range ders {
-		if i == longest {
-			break
+	if leaf, err = catalog.Read(ders[0]); err != nil {
+		return leaf, nil, err
+	}
+	for _, der := range ders[1:min(len(ders), longest)] {
+		c, ok := known[string(der)]
+		if !ok {
+			if c, err = catalog.Read(der); err != nil {
+				continue
+			}
+			known[string(der)] = c
 		}
-		c, err := catalog.Read(der)
-		switch {
-		case i == 0 && err != nil:
-			return leaf, nil, err
-		case i == 0:
-			leaf = c
-		case err == nil:
-			rest = append(rest, c)
-		}
+		rest = append(rest, c)
 	}
 	return leaf, rest, nil
 }
 
-func (in Intake) issued(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.RequestIssued) error {
-	leaf, issuers, err := chain(p.GetChain())
+func issued(e *eventv1.Event, p *eventv1.RequestIssued, known map[string]catalog.Certificate) (catalog.Issued, error) {
+	leaf, issuers, err := chain(p.GetChain(), known)
 	if err != nil {
-		return bad(e, "%w", err)
+		return catalog.Issued{}, bad(e, "%w", err)
 	}
-	return in.Store.RecordIssued(ctx, tx, catalog.Issued{
+	return catalog.Issued{
 		Leaf: leaf, Issuers: issuers, Request: p.GetRequestId(), Identity: p.GetIdentity(), Profile: p.GetProfile(),
 		Authority: p.GetAuthority(), Replaces: p.GetReplaces(), Time: at(e.GetTime()),
-	}.Clean())
+	}.Clean(), nil
 }
 
 func (in Intake) authority(ctx context.Context, tx db.Tx, e *eventv1.Event, p *eventv1.AuthorityChanged) error {
@@ -158,8 +175,9 @@ func observation(e *eventv1.Event, p *eventv1.HostObserved) (o catalog.Observati
 		o.Time = at(p.GetTime())
 	}
 	unreadable = map[string]error{}
+	known := map[string]catalog.Certificate{}
 	for _, s := range p.GetSightings() {
-		leaf, issuers, err := chain(s.GetChain())
+		leaf, issuers, err := chain(s.GetChain(), known)
 		if err != nil {
 			unreadable[s.GetLocation()] = err
 			continue

@@ -202,12 +202,7 @@ func feed(t *testing.T, st *store.Store, events []*eventv1.Event) {
 	in := intake.Intake{Store: st, Log: servicetest.Log(t)}
 	for batch := range slices.Chunk(events, 10) {
 		err := st.DB().Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
-			for _, e := range batch {
-				if err := in.Handle(ctx, tx, e); err != nil {
-					return fmt.Errorf("%T: %w", e.GetPayload(), err)
-				}
-			}
-			return nil
+			return in.Handle(ctx, tx, batch)
 		})
 		if err != nil {
 			t.Error(err)

@@ -102,7 +102,7 @@ func (g *gathered) gatherCertificates(ctx context.Context, tx db.Tx, fingerprint
 			g.certificates[string(f.Fingerprint)] = certificateInput{finding.Certificate{
 				Fingerprint: string(f.Fingerprint), Names: r.certificate.Names(), Issuer: f.Issuer, NotBefore: f.NotBefore, NotAfter: f.NotAfter,
 				IsCA: f.IsCA, SelfSigned: f.SelfSigned, Weakness: r.certificate.Weakness,
-				OwnCA: r.ownCA, IssuerKnown: r.authority != "" || vouched[string(f.Fingerprint)],
+				OwnCA: r.ownCA, IssuerKnown: vouched[string(f.Fingerprint)],
 				Identity: r.identity, Owner: r.owner, Served: r.served, InFile: r.inFile, Replaced: r.replaced,
 			}}
 		}
@@ -159,12 +159,19 @@ type issuerRow struct {
 // maxCandidates bounds the CA certificates of one name whose signature is tried.
 const maxCandidates = 20
 
-// vouchedFor says which of the certificates were signed by a CA key that an authority vouches for. A signature is checked
-// once: the key that made it is noted with the certificate.
+// vouchedFor says which of the certificates were issued by one of our authorities, or signed by a CA key that one vouches for.
+// A signature is checked once: the key that made it is noted with the certificate. It is not checked at all where the issuer
+// itself has told of the certificate.
 func (g *gathered) vouchedFor(ctx context.Context, tx db.Tx, rows []certificateRow) (map[string]bool, error) {
+	known := map[string]bool{}
 	var names []string
 	for _, r := range rows {
-		names = append(names, r.certificate.IssuerKey)
+		if known[string(r.certificate.Facts.Fingerprint)] = r.authority != ""; r.authority == "" {
+			names = append(names, r.certificate.IssuerKey)
+		}
+	}
+	if len(names) == 0 {
+		return known, nil
 	}
 	var args []any
 	issuers, err := collect(ctx, tx, func(r row, i *issuerRow) error { return r.Scan(&i.subjectKey, &i.spki, &i.vouched, &i.der) },
@@ -176,9 +183,11 @@ func (g *gathered) vouchedFor(ctx context.Context, tx db.Tx, rows []certificateR
 	for _, i := range issuers {
 		bySubject[i.subjectKey] = append(bySubject[i.subjectKey], i)
 	}
-	known := map[string]bool{}
 	for _, r := range rows {
 		f := string(r.certificate.Facts.Fingerprint)
+		if known[f] {
+			continue
+		}
 		candidates := bySubject[r.certificate.IssuerKey]
 		signer := r.signer
 		if signer == "" {

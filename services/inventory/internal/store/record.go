@@ -17,31 +17,66 @@ const (
 	maxIndexed = 253
 )
 
-// RecordIssued projects that a request ended in a certificate.
-func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) error {
+// RecordIssued projects that requests ended in certificates.
+func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, all []catalog.Issued) error {
+	if len(all) == 0 {
+		return nil
+	}
 	if err := s.turn(ctx, tx); err != nil {
 		return err
 	}
-	if err := putCertificates(ctx, tx, []catalog.Certificate{i.Leaf}, i.Time); err != nil {
+	var issuers []catalog.Certificate
+	var concerned []string
+	for _, i := range all {
+		issuers = append(issuers, i.Issuers...)
+		others, err := recordIssued(ctx, tx, i)
+		if err != nil {
+			return err
+		}
+		concerned = append(concerned, others...)
+	}
+	if err := s.putIssuers(ctx, tx, issuers, true); err != nil {
 		return err
 	}
+	return s.refresh(ctx, tx, concerned)
+}
+
+// recordIssued gives the fingerprints of those whose sums and judgement may have changed by it. The certificate itself is not
+// one of them while it is new and nowhere: there is nothing yet that could be wrong with it.
+func recordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) ([]string, error) {
 	leaf, told := string(i.Leaf.Facts.Fingerprint), db.FromTime(i.Time)
+	var present bool
+	fresh, err := found(tx.QueryRow(ctx, insertIssued, leaf, i.Leaf.DER, db.FromTime(i.Leaf.Facts.NotAfter), strings.ToLower(i.Leaf.Facts.Issuer), i.Leaf.IssuerKey,
+		told, i.Identity, i.Authority, i.Profile, i.Request, i.Replaces).Scan(&present))
+	switch {
+	case err != nil:
+		return nil, err
+	case fresh && present:
+		return []string{leaf, i.Replaces}, putNames(ctx, tx, i.Leaf)
+	case fresh:
+		return []string{i.Replaces}, putNames(ctx, tx, i.Leaf)
+	}
+	if err := putCertificates(ctx, tx, []catalog.Certificate{i.Leaf}, i.Time); err != nil {
+		return nil, err
+	}
 	var before string
 	if err := tx.QueryRow(ctx, `SELECT replaces FROM certificate WHERE fingerprint = $1`, leaf).Scan(&before); err != nil {
-		return err
+		return nil, err
 	}
 	// One request ends in one certificate; should two ever claim the same, the first counts.
-	_, err := tx.Exec(ctx, `UPDATE certificate SET issued = $1, identity = $2, authority = $3, profile = $4, request = $5, replaces = $6
+	_, err = tx.Exec(ctx, `UPDATE certificate SET issued = $1, identity = $2, authority = $3, profile = $4, request = $5, replaces = $6
 		WHERE fingerprint = $7 AND (issued = 0 OR (issued, request, identity, authority, profile, replaces) > ($1, $5, $2, $3, $4, $6))`,
 		told, i.Identity, i.Authority, i.Profile, i.Request, i.Replaces, leaf)
-	if err != nil {
-		return err
-	}
-	if err := s.putIssuers(ctx, tx, i.Issuers, true); err != nil {
-		return err
-	}
-	return s.refresh(ctx, tx, []string{leaf, before, i.Replaces})
+	return []string{leaf, before, i.Replaces}, err
 }
+
+// insertIssued adds a certificate that is not known yet, as it nearly always is. It may be assigned or replaced already; one that
+// is present has all its sums made afterwards.
+var insertIssued = func() string {
+	present, _, replaced := sums("CAST($1 AS TEXT)", "CAST($7 AS TEXT)")
+	return `INSERT INTO certificate (fingerprint, der, not_after, issuer, issuer_key, known, issued, identity, authority, profile, request, replaces, present, replaced)
+		VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9, $10, $11, ` + present + `, ` + replaced + `) ON CONFLICT (fingerprint) DO NOTHING RETURNING present`
+}()
 
 // RecordAuthority projects an authority's CA certificates. Those it once had still vouch for what they issued.
 func (s *Store) RecordAuthority(ctx context.Context, tx db.Tx, a catalog.Authority) error {
@@ -87,28 +122,38 @@ func putCertificates(ctx context.Context, tx db.Tx, certs []catalog.Certificate,
 		if err != nil {
 			return err
 		}
-		var rows, names [][]any
+		var rows [][]any
+		var fresh []catalog.Certificate
 		for _, c := range part {
 			f := string(c.Facts.Fingerprint)
 			if slices.Contains(known, f) {
 				continue
 			}
 			rows = append(rows, []any{f, c.DER, db.FromTime(c.Facts.NotAfter), strings.ToLower(c.Facts.Issuer), c.IssuerKey, db.FromTime(told)})
-			for _, name := range c.Names() {
-				if len(name) <= maxIndexed {
-					names = append(names, []any{name, f})
-				}
-			}
+			fresh = append(fresh, c)
 		}
 		if err := insert(ctx, tx, `certificate (fingerprint, der, not_after, issuer, issuer_key, known)`, rows,
 			`ON CONFLICT (fingerprint) DO UPDATE SET known = excluded.known WHERE excluded.known < certificate.known`); err != nil {
 			return err
 		}
-		if err := insert(ctx, tx, `certificate_name (name, fingerprint)`, names, `ON CONFLICT DO NOTHING`); err != nil {
+		if err := putNames(ctx, tx, fresh...); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// putNames has certificates found by their names.
+func putNames(ctx context.Context, tx db.Tx, certs ...catalog.Certificate) error {
+	var names [][]any
+	for _, c := range certs {
+		for _, name := range c.Names() {
+			if len(name) <= maxIndexed {
+				names = append(names, []any{name, string(c.Facts.Fingerprint)})
+			}
+		}
+	}
+	return insert(ctx, tx, `certificate_name (name, fingerprint)`, names, `ON CONFLICT DO NOTHING`)
 }
 
 // insert writes rows, many in one statement.
@@ -229,14 +274,18 @@ func (s *Store) refresh(ctx context.Context, tx db.Tx, fingerprints []string) er
 	return s.touch(ctx, tx, subjects)
 }
 
-const (
-	isPresent = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = certificate.fingerprint AND s.gone = 0)
-		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = certificate.fingerprint))`
-	isServed = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = certificate.fingerprint AND s.gone = 0 AND s.role = 'listener')
-		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = certificate.fingerprint AND a.served))`
-	isReplaced = `(certificate.identity <> ''
-		AND EXISTS (SELECT 1 FROM certificate n WHERE n.replaces = certificate.fingerprint AND n.identity = certificate.identity))`
-)
+var isPresent, isServed, isReplaced = sums("certificate.fingerprint", "certificate.identity")
+
+// sums are the expressions of what is summed up with a certificate.
+func sums(fingerprint, identity string) (present, served, replaced string) {
+	present = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = ` + fingerprint + ` AND s.gone = 0)
+		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = ` + fingerprint + `))`
+	served = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = ` + fingerprint + ` AND s.gone = 0 AND s.role = 'listener')
+		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = ` + fingerprint + ` AND a.served))`
+	replaced = `(` + identity + ` <> ''
+		AND EXISTS (SELECT 1 FROM certificate n WHERE n.replaces = ` + fingerprint + ` AND n.identity = ` + identity + `))`
+	return present, served, replaced
+}
 
 // set sorts and drops doubles and empty texts.
 func set(values []string) []string {

@@ -79,7 +79,7 @@ func (f *fixture) issued(c catalog.Certificate, identity, replaces string) {
 	f.t.Helper()
 	f.seq++
 	f.write(func(ctx context.Context, tx db.Tx) error {
-		return f.RecordIssued(ctx, tx, catalog.Issued{Leaf: c, Request: fmt.Sprintf("r%d", f.seq), Identity: identity, Profile: "web", Authority: "internal", Replaces: replaces, Time: f.clock})
+		return f.RecordIssued(ctx, tx, []catalog.Issued{{Leaf: c, Request: fmt.Sprintf("r%d", f.seq), Identity: identity, Profile: "web", Authority: "internal", Replaces: replaces, Time: f.clock}})
 	})
 }
 
@@ -531,7 +531,7 @@ func TestTurns(t *testing.T) {
 	life := certtest.Leaf{Names: []string{"a.example.com"}, From: born, To: born.Add(90 * day)}
 	old, next := ca.Issue(life), ca.Issue(life)
 	issued := func(ctx context.Context, tx db.Tx, c catalog.Certificate, replaces string) error {
-		return f.RecordIssued(ctx, tx, catalog.Issued{Leaf: c, Request: "r" + fp(c), Identity: "shop", Authority: "internal", Replaces: replaces, Time: born})
+		return f.RecordIssued(ctx, tx, []catalog.Issued{{Leaf: c, Request: "r" + fp(c), Identity: "shop", Authority: "internal", Replaces: replaces, Time: born}})
 	}
 	other := make(chan error, 1)
 	begin := sync.OnceFunc(func() {
@@ -572,4 +572,79 @@ func TestTurns(t *testing.T) {
 	if err != nil || !replaced {
 		t.Errorf("the sum says replaced %v, %v", replaced, err)
 	}
+}
+
+// A certificate that was only issued is not judged before it is somewhere, and its signature is not checked then: the issuer
+// has told of it. That of a stranger is, once.
+func TestIssuedIsJudgedOnceItIsSomewhere(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		f.apply("shop", "ann")
+		ca := certtest.NewCA(t, "Root")
+		own := ca.Issue(certtest.Leaf{Names: []string{"a.example.com"}, From: born, To: born.Add(day)})
+		foreign := ca.Issue(certtest.Leaf{Names: []string{"b.example.com"}, From: born, To: born.Add(day)})
+		due := func() (n int) {
+			err := f.DB().Read(t.Context(), func(ctx context.Context, tx db.Tx) error {
+				return tx.QueryRow(ctx, `SELECT count(*) FROM due WHERE at <= $1`, db.FromTime(f.clock)).Scan(&n)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		signed := func(c catalog.Certificate) (signer string) {
+			err := f.DB().Read(t.Context(), func(ctx context.Context, tx db.Tx) error {
+				return tx.QueryRow(ctx, `SELECT signer FROM certificate WHERE fingerprint = $1`, fp(c)).Scan(&signer)
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return signer
+		}
+		f.write(func(ctx context.Context, tx db.Tx) error {
+			return f.RecordAuthority(ctx, tx, catalog.Authority{Name: "internal", Chain: []catalog.Certificate{ca.Certificate}, Time: f.clock, Event: "1"})
+		})
+		f.judge()
+		f.issued(own, "shop", "")
+		if n := due(); n != 0 {
+			t.Errorf("%d subjects are to be judged after a certificate was issued", n)
+		}
+		f.clock = f.clock.Add(20 * time.Hour)
+		want(t, "nowhere", f.judge())
+		f.observe("web-1", "s", true, at(catalog.File, "/a.pem", own), at(catalog.File, "/b.pem", foreign))
+		want(t, "seen", slices.Sorted(slices.Values(f.judge())),
+			slices.Sorted(slices.Values([]string{"expiring info " + subject(own) + " ann", "expiring info " + subject(foreign), "no_owner info " + subject(foreign)}))...)
+		if by := signed(own); by != "" {
+			t.Errorf("the signature of a certificate of our own was checked: %q", by)
+		}
+		if by := signed(foreign); by != ca.Certificate.Facts.SPKIHash {
+			t.Errorf("the signature of a stranger was not checked: %q", by)
+		}
+	})
+}
+
+// What came before the news of the certificate counts: it was assigned already, and another has replaced it already.
+func TestIssuedIsToldLate(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		f.apply("shop", "ann")
+		ca := certtest.NewCA(t, "Root")
+		life := certtest.Leaf{Names: []string{"a.example.com"}, From: born, To: born.Add(day)}
+		old, next := ca.Issue(life), ca.Issue(life)
+		f.assign(1, "served", fp(old), fp(old), time.Time{})
+		f.issued(next, "shop", fp(old))
+		f.issued(old, "shop", "")
+		f.clock = f.clock.Add(23 * time.Hour)
+		want(t, "assigned before it was known", f.judge(), "expiring critical "+subject(old)+" ann", "overdue critical "+subject(old)+" ann")
+		third := ca.Issue(life)
+		f.issued(ca.Issue(life), "shop", fp(third))
+		f.issued(third, "shop", "")
+		for c, want := range map[string][3]bool{fp(old): {true, true, true}, fp(next): {}, fp(third): {false, false, true}} {
+			var got [3]bool
+			err := f.DB().Read(t.Context(), func(ctx context.Context, tx db.Tx) error {
+				return tx.QueryRow(ctx, `SELECT present, served, replaced FROM certificate WHERE fingerprint = $1`, c).Scan(&got[0], &got[1], &got[2])
+			})
+			if err != nil || got != want {
+				t.Errorf("present, served, replaced: %v, want %v, %v", got, want, err)
+			}
+		}
+	})
 }
