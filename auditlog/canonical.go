@@ -270,7 +270,7 @@ func appendString(b []byte, s string) []byte {
 	from := 0
 	for i := 0; i < len(s); i++ {
 		c := s[i]
-		if c >= 0x20 && c != '"' && c != '\\' {
+		if verbatim[c] {
 			continue
 		}
 		b = append(b, s[from:i]...)
@@ -289,40 +289,34 @@ func appendString(b []byte, s string) []byte {
 	return append(append(b, s[from:]...), '"')
 }
 
+// verbatim are the bytes that are written as they are.
+var verbatim = func() (t [256]bool) {
+	for c := range t {
+		t[c] = c >= 0x20 && c != '"' && c != '\\'
+	}
+	return t
+}()
+
 // compareKeys orders two strings as str returned them by their UTF-16 code units (RFC 8785 section 3.2.3).
 func compareKeys(a, b []byte) int {
-	plain := func(s []byte) bool {
-		for _, c := range s {
-			if c == '\\' || c >= utf8.RuneSelf {
-				return false
-			}
-		}
-		return true
-	}
-	if plain(a) && plain(b) {
-		return bytes.Compare(a, b)
+	if bytes.IndexByte(a, '\\') < 0 && bytes.IndexByte(b, '\\') < 0 {
+		return compareUTF16(a, b)
 	}
 	return compareUTF16(unquote(a), unquote(b))
 }
 
-// compareUTF16 orders valid UTF-8 strings as their UTF-16 forms.
-func compareUTF16(a, b string) int {
-	for {
-		if a == "" || b == "" {
-			return len(a) - len(b)
+// compareUTF16 orders valid UTF-8 strings as their UTF-16 forms: by bytes, but that a surrogate pair, four bytes that begin with
+// F0 to F4, starts between U+D7FF and U+E000, whose first byte is EE.
+func compareUTF16[T string | []byte](a, b T) int {
+	for i := range min(len(a), len(b)) {
+		x, y := a[i], b[i]
+		if x == y {
+			continue
 		}
-		x, n := utf8.DecodeRuneInString(a)
-		y, m := utf8.DecodeRuneInString(b)
-		if x != y {
-			if supplementary := x >= 0x10000; supplementary != (y >= 0x10000) {
-				// A surrogate pair starts between U+D7FF and U+E000.
-				if supplementary {
-					return int(0xD800 - y)
-				}
-				return int(x - 0xD800)
-			}
-			return int(x - y)
+		if x >= 0xEE && y >= 0xEE && (x >= 0xF0) != (y >= 0xF0) {
+			return int(y) - int(x)
 		}
-		a, b = a[n:], b[m:]
+		return int(x) - int(y)
 	}
+	return len(a) - len(b)
 }

@@ -4,7 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
+	"unicode/utf16"
 )
 
 // FuzzParseRecord: what is taken is valid JSON, and encodes to the same bytes if this version made it.
@@ -30,6 +37,75 @@ func FuzzParseRecord(f *testing.F) {
 			t.Fatalf("two canonical forms:\n%s\n%s", data, again)
 		}
 	})
+}
+
+// FuzzAppend compares Append with the plain way to the same bytes, and what it refuses with what ParseRecord refuses.
+func FuzzAppend(f *testing.F) {
+	f.Add("id", "a.b.c", "text\n\"\\\x01\u20ac", "\U0001F600", "\uE000", "v", int64(1_800_000_000), 1)
+	f.Add("", "a.b.c", "\xff", "n", "n", "", int64(-62135596800), 0)
+	f.Add("id", "", "", "a", "b", "\x7f\u2028", int64(1<<40), -1)
+	f.Add("id", "t", "", "n\u00e9", "n", strings.Repeat("x", MaxRecord), int64(253402300800), 1<<53)
+	f.Fuzz(func(t *testing.T, id, kind, text, name, other, value string, seconds int64, version int) {
+		if seconds > 1<<50 || seconds < -(1<<50) {
+			return // time.Time itself overflows
+		}
+		r := Record{Version: version, ID: id, Time: time.Unix(seconds, 7), Type: kind, Actor: text, Subject: value, Result: other, Reason: name, Service: kind, TraceID: text, RequestID: id}
+		facts := []Member{{name, value}, {other, text}}
+		detail := []Member{{other, id}, {name, kind}, {"", text}}
+		want := plainly(r, facts, detail)
+		_, refused := ParseRecord(want)
+		got, err := r.Append([]byte("before"), facts, detail)
+		if (err != nil) != (refused != nil) {
+			t.Fatalf("append says %v, parse %v of %q", err, refused, want)
+		}
+		if err == nil && string(got) != "before"+string(want) {
+			t.Fatalf("append gave\n%q, want\n%q", got[len("before"):], want)
+		}
+	})
+}
+
+// plainly writes a record in the order and form of RFC 8785, by its words and not for speed; it checks nothing.
+func plainly(r Record, facts, detail []Member) []byte {
+	quote := func(s string) string {
+		var b strings.Builder
+		for i := range len(s) {
+			switch c := s[i]; {
+			case strings.IndexByte("\b\t\n\f\r", c) >= 0:
+				b.WriteString(map[byte]string{'\b': `\b`, '\t': `\t`, '\n': `\n`, '\f': `\f`, '\r': `\r`}[c])
+			case c < 0x20:
+				fmt.Fprintf(&b, `\u%04x`, c)
+			case c == '"' || c == '\\':
+				b.WriteString(`\` + string(rune(c)))
+			default:
+				b.WriteByte(c)
+			}
+		}
+		return `"` + b.String() + `"`
+	}
+	object := func(members map[string]string) string {
+		names := slices.SortedFunc(maps.Keys(members), func(a, b string) int {
+			return slices.Compare(utf16.Encode([]rune(a)), utf16.Encode([]rune(b)))
+		})
+		for i, name := range names {
+			names[i] = quote(name) + ":" + members[name]
+		}
+		return "{" + strings.Join(names, ",") + "}"
+	}
+	list := func(all []Member) string {
+		members := map[string]string{}
+		for _, m := range all {
+			if _, twice := members[m.Name]; twice {
+				return "" // which no parser takes
+			}
+			members[m.Name] = quote(m.Value)
+		}
+		return object(members)
+	}
+	return []byte(object(map[string]string{
+		"actor": quote(r.Actor), "detail": list(detail), "facts": list(facts), "id": quote(r.ID), "reason": quote(r.Reason), "request_id": quote(r.RequestID),
+		"result": quote(r.Result), "service": quote(r.Service), "subject": quote(r.Subject), "time": quote(r.Time.UTC().Format(TimeFormat)),
+		"trace_id": quote(r.TraceID), "type": quote(r.Type), "v": strconv.Itoa(r.Version),
+	}))
 }
 
 func FuzzParseCheckpoint(f *testing.F) {

@@ -25,6 +25,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/api"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/feed"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ingest"
@@ -33,6 +34,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
+	"github.com/sallyport-pki/sallyport/services/internal/tracing"
 )
 
 // Name is the service's name in SPIFFE IDs, subjects and databases.
@@ -50,6 +52,8 @@ type Config struct {
 	// CheckpointInterval is the least time between two signed checkpoints while records come: until at most twice as long
 	// after it was recorded, a record has no proof yet, and a proof of it waits. Default 200ms, at least 100ms.
 	CheckpointInterval config.Duration `yaml:"checkpoint_interval"`
+	// Tracing says where the service's spans go.
+	Tracing tracing.Config `yaml:"tracing"`
 }
 
 const (
@@ -69,7 +73,7 @@ func (c Config) Validate() error {
 	if i := c.CheckpointInterval.Std(); i != 0 && (i < minCheckpointInterval || i > maxCheckpointInterval) {
 		return fault.Invalid("checkpoint_interval", "%s: want %s to %s", c.CheckpointInterval, minCheckpointInterval, maxCheckpointInterval)
 	}
-	return nil
+	return c.Tracing.Validate()
 }
 
 // Deps are what the service stands on. All but Now are required.
@@ -107,6 +111,7 @@ type Service struct {
 	ingest *ingest.Ingest
 	feed   *feed.Feed
 	api    *api.Server
+	traces *tracing.Exporter
 }
 
 // New opens log and index and brings the index up to the log, which takes about a second for 50,000 records that are missing
@@ -131,7 +136,10 @@ func New(ctx context.Context, c Config, d Deps) (*Service, error) {
 	return s, nil
 }
 
-func (s *Service) open(ctx context.Context, c Config) error {
+func (s *Service) open(ctx context.Context, c Config) (err error) {
+	if s.traces, err = tracing.Open(ctx, c.Tracing, Name, s.deps.Log); err != nil {
+		return err
+	}
 	svid, err := s.deps.Source.GetX509SVID()
 	if err != nil {
 		return fmt.Errorf("reading the own SVID: %w", err)
@@ -189,7 +197,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) { auditv1.RegisterAuditServi
 
 // Run records and publishes until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	ctx = identity.WithCaller(ctx, s.caller)
+	ctx = trace.WithRecorder(identity.WithCaller(ctx, s.caller), s.traces.Recorder())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.relay.Run(ctx) })
 	g.Go(func() error { return s.ingest.Run(ctx) })
@@ -207,8 +215,11 @@ func (s *Service) Close() error {
 	if s.db != nil {
 		errs = append(errs, s.db.Close())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.traces.Close())...)
 }
+
+// Traces takes the spans of calls to the service; nil where none are recorded.
+func (s *Service) Traces() trace.Recorder { return s.traces.Recorder() }
 
 // OnDenied records a call to this service that was denied, the way other services' denied calls come: as a fact.
 func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {

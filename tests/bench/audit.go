@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/pprof"
 	"strconv"
 	"time"
 
@@ -46,7 +47,7 @@ func (b *bench) audit(ctx context.Context) error {
 	var oursCPU, bareCPU time.Duration // of all rounds
 	for round := range b.rounds {
 		dir := filepath.Join(b.Dir, strconv.Itoa(round))
-		rate, spent, verifier, err := auditService(ctx, dir, b.records)
+		rate, spent, verifier, err := auditService(ctx, dir, b.records, b.profile)
 		if err != nil {
 			return fmt.Errorf("the audit service: %w", err)
 		}
@@ -137,7 +138,7 @@ func issuedEvents(n int) ([][]byte, error) {
 
 // auditService gives the rate at which the service takes what waits at JetStream into its log, the processor time that took, and
 // the log's key.
-func auditService(ctx context.Context, dir string, n int) (rate float64, cpu time.Duration, verifier string, err error) {
+func auditService(ctx context.Context, dir string, n int, profile string) (rate float64, cpu time.Duration, verifier string, err error) {
 	messages, err := issuedEvents(n)
 	if err != nil {
 		return 0, 0, "", err
@@ -188,16 +189,36 @@ func auditService(ctx context.Context, dir string, n int) (rate float64, cpu tim
 	defer func() { err = errors.Join(err, service.Close()) }()
 	running, stop := context.WithCancel(ctx)
 	done := make(chan error, 1)
+	stopProfile, err := startProfile(profile)
+	if err != nil {
+		stop()
+		return 0, 0, "", err
+	}
 	begun, before := time.Now(), ownCPU()
 	go func() { done <- service.Run(running) }()
 	err = awaitLog(ctx, filepath.Join(c.Directory, "log", "checkpoint"), uint64(n))
 	took, spent := time.Since(begun), ownCPU()-before
 	stop()
-	if err = errors.Join(err, <-done); err != nil {
+	if err = errors.Join(err, <-done, stopProfile()); err != nil {
 		return 0, 0, "", err
 	}
 	key, err := os.ReadFile(filepath.Join(c.Directory, "verifier"))
 	return float64(n) / took.Seconds(), spent, string(key), err
+}
+
+// startProfile writes a processor profile of this process to a file until it is stopped; without a file it does nothing.
+func startProfile(file string) (stop func() error, err error) {
+	if file == "" {
+		return func() error { return nil }, nil
+	}
+	f, err := os.Create(file)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() error { pprof.StopCPUProfile(); return f.Close() }, nil
 }
 
 // readLog gives the first n records of a log.

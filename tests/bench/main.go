@@ -31,6 +31,7 @@ type bench struct {
 	agents  int
 	records int
 	applies int
+	profile string
 }
 
 type part struct {
@@ -75,6 +76,7 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&b.agents, "agents", 1000, "agents of the idle fleet")
 	flag.IntVar(&b.records, "records", 30000, "audit records of one round")
 	flag.IntVar(&b.applies, "applies", 40, "deployments applied one after the other, at most 20 s of them")
+	flag.StringVar(&b.profile, "profile", "", "file for a processor profile of the audit service, of its last round")
 	only := flag.String("only", "", "parts to run, of: "+strings.Join(names, ","))
 	parent := flag.String("dir", "", "where to put data: on the disk to be measured; default the folder for temporary files")
 	flag.Parse()

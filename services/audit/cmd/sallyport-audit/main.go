@@ -32,6 +32,7 @@ func run(ctx context.Context, file string) error {
 	return daemon.Run(ctx, c.Daemon, daemon.Spec{
 		Name:    audit.Name,
 		Methods: audit.Methods(),
+		Config:  c,
 		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
 			return audit.New(ctx, c.Audit, audit.Deps{Source: p.Source, NATS: p.NATS, Log: p.Log})
 		},

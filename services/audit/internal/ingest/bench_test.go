@@ -60,7 +60,8 @@ func BenchmarkIngest(b *testing.B) {
 		}
 		for m := range messages {
 			var batch eventv1.EventBatch
-			for _, r := range facts(m*perMessage, perMessage) {
+			for _, one := range facts(m*perMessage, perMessage) {
+				r := one.Head
 				batch.Events = append(batch.Events, &eventv1.Event{Id: r.ID, Time: timestamppb.New(r.Time), Type: r.Type, Subject: r.Subject, Actor: r.Actor, Facts: map[string]string{"names": "shop.example"}})
 			}
 			data, err := proto.Marshal(&batch)

@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/sallyport-pki/sallyport/auditlog"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
@@ -39,14 +38,17 @@ type Config struct {
 }
 
 // Ingest consumes the facts of all services.
-type Ingest struct{ c Config }
+type Ingest struct {
+	c    Config
+	make record.Maker
+}
 
 // New validates c.
 func New(c Config) (*Ingest, error) {
 	if c.Recorder == nil || c.JS == nil || c.Log == nil {
 		return nil, errors.New("ingest.New: Recorder, JS and Log are required")
 	}
-	return &Ingest{c}, nil
+	return &Ingest{c: c}, nil
 }
 
 // Run records facts until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS, the disk or the
@@ -118,7 +120,7 @@ func (i *Ingest) consume(ctx context.Context) error {
 // batch is what is recorded and acknowledged together.
 type batch struct {
 	messages []jetstream.Msg
-	records  []auditlog.Record
+	records  []record.Encoded
 }
 
 // gather waits for a message and takes those that come with it.
@@ -148,23 +150,24 @@ func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
 	}
 	from := record.Message{Stream: meta.Stream, Sequence: meta.Sequence.Stream, Subject: m.Subject(), Time: meta.Timestamp, Data: m.Data()}
 	publisher := publisherOf(m.Subject())
-	unreadable := func(index int, why error) {
+	unreadable := func(index int, why error) error {
 		i.c.Log.ErrorContext(ctx, "what was published is not an event: recorded as unreadable", "publisher", publisher, "stream_seq", from.Sequence, "event_index", index, "error", why)
-		b.records = append(b.records, record.Unreadable(publisher, from, index, why))
+		r, err := i.make.Unreadable(publisher, from, index, why)
+		b.records = append(b.records, r)
+		return err
 	}
 	b.messages = append(b.messages, m)
 	var events eventv1.EventBatch
 	if err := proto.Unmarshal(m.Data(), &events); err != nil {
-		unreadable(-1, fmt.Errorf("not an EventBatch: %w", err))
-		return nil
+		return unreadable(-1, fmt.Errorf("not an EventBatch: %w", err))
 	}
 	for n, e := range events.GetEvents() {
-		r, err := record.Of(publisher, e)
-		if err != nil {
-			unreadable(n, err)
-			continue
+		r, err := i.make.Of(publisher, e)
+		if err == nil {
+			b.records = append(b.records, r)
+		} else if err := unreadable(n, err); err != nil {
+			return err
 		}
-		b.records = append(b.records, r)
 	}
 	return nil
 }

@@ -27,7 +27,7 @@ func TestNothingIsAcknowledgedUnrecorded(t *testing.T) {
 	if err := event.EnsureStreams(t.Context(), js, event.StreamLimits{}); err != nil {
 		t.Fatal(err)
 	}
-	r := facts(0, 1)[0]
+	r := facts(0, 1)[0].Head
 	data, err := proto.Marshal(&eventv1.EventBatch{Events: []*eventv1.Event{{Id: r.ID, Time: timestamppb.New(r.Time), Type: r.Type}}})
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +121,7 @@ func TestSecondWriterIsNoticed(t *testing.T) {
 func entries(from, n int) []store.Entry {
 	var all []store.Entry
 	for i, r := range facts(from, n) {
-		all = append(all, store.Entry{Position: uint64(from + i), Record: r})
+		all = append(all, store.Entry{Position: uint64(from + i), Record: r.Head})
 	}
 	return all
 }

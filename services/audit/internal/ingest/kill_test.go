@@ -13,6 +13,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
@@ -56,13 +57,18 @@ func sqliteIn(dir string) db.Config {
 	return db.Config{Driver: db.SQLite, DSN: filepath.Join(dir, "index.db")}
 }
 
-func facts(from, n int) []auditlog.Record {
-	all := make([]auditlog.Record, n)
+func facts(from, n int) []record.Encoded {
+	all := make([]record.Encoded, n)
 	for i := range all {
-		all[i] = auditlog.Record{
-			Version: 1, ID: fmt.Sprintf("00000000-0000-7000-8000-%012d", from+i), Time: time.Unix(1_800_000_000, 0), Service: "issuer",
+		head := auditlog.Record{
+			Version: 1, ID: fmt.Sprintf("00000000-0000-7000-8000-%012d", from+i), Time: time.Unix(1_800_000_000, 0).UTC(), Service: "issuer",
 			Type: "issuer.request.issued", Subject: fmt.Sprintf("requests/%d", from+i), Result: "succeeded",
 		}
+		data, err := head.Append(nil, nil, nil)
+		if err != nil {
+			panic(err) // it is the same every time
+		}
+		all[i] = record.Encoded{Head: head, Data: data}
 	}
 	return all
 }

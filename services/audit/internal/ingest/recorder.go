@@ -14,6 +14,7 @@ import (
 	"github.com/sallyport-pki/sallyport/auditlog"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
 )
 
@@ -41,7 +42,7 @@ func NewRecorder(ctx context.Context, l *ledger.Ledger, s *store.Store, log *slo
 
 // Record makes sure that each of the records is in the log, on disk, and in the index. Records of events that have one are left
 // out. After an error some of them may be in the log; recording them again is right.
-func (r *Recorder) Record(ctx context.Context, records []auditlog.Record) error {
+func (r *Recorder) Record(ctx context.Context, records []record.Encoded) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.catchUp(ctx); err != nil {
@@ -53,9 +54,7 @@ func (r *Recorder) Record(ctx context.Context, records []auditlog.Record) error 
 	}
 	encoded := make([][]byte, len(fresh))
 	for i, rec := range fresh {
-		if encoded[i], err = rec.Encode(); err != nil {
-			return fmt.Errorf("event %s: %w", rec.ID, err)
-		}
+		encoded[i] = rec.Data
 	}
 	positions, err := r.ledger.Append(ctx, encoded)
 	if err != nil {
@@ -63,25 +62,25 @@ func (r *Recorder) Record(ctx context.Context, records []auditlog.Record) error 
 	}
 	entries := make([]store.Entry, len(fresh))
 	for i, rec := range fresh {
-		entries[i] = store.Entry{Position: positions[i], Record: rec}
+		entries[i] = store.Entry{Position: positions[i], Record: rec.Head}
 	}
 	return r.index(ctx, entries)
 }
 
 // fresh are the records whose events have none yet, each event once.
-func (r *Recorder) fresh(ctx context.Context, records []auditlog.Record) ([]auditlog.Record, error) {
+func (r *Recorder) fresh(ctx context.Context, records []record.Encoded) ([]record.Encoded, error) {
 	ids := make([]string, len(records))
 	for i, rec := range records {
-		ids[i] = rec.ID
+		ids[i] = rec.Head.ID
 	}
 	seen, err := r.store.Known(ctx, ids)
 	if err != nil {
 		return nil, err
 	}
-	var fresh []auditlog.Record
+	var fresh []record.Encoded
 	for _, rec := range records {
-		if !seen[rec.ID] {
-			seen[rec.ID] = true
+		if !seen[rec.Head.ID] {
+			seen[rec.Head.ID] = true
 			fresh = append(fresh, rec)
 		}
 	}

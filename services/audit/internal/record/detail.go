@@ -15,24 +15,14 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-// facts collects names and values; empty values are left out.
-type facts map[string]string
-
-func (f facts) set(name, value string) {
-	if value != "" {
-		f[name] = value
-	}
-}
-
-func (f facts) time(name string, t *timestamppb.Timestamp) {
+func (f *members) time(name string, t *timestamppb.Timestamp) {
 	if t.CheckValid() == nil {
-		f[name] = t.AsTime().Format(auditlog.TimeFormat)
+		f.set(name, t.AsTime().Format(auditlog.TimeFormat))
 	}
 }
 
-// detail is what an event's payload says, in clear; "payload" names its kind.
-func detail(e *eventv1.Event) map[string]string {
-	f := facts{}
+// setDetail adds what an event's payload says, in clear; "payload" names its kind.
+func (f *members) setDetail(e *eventv1.Event) {
 	switch p := e.GetPayload().(type) {
 	case *eventv1.Event_RequestIssued:
 		f.set("payload", "request_issued")
@@ -89,10 +79,9 @@ func detail(e *eventv1.Event) map[string]string {
 		f.set("unknown_bytes", strconv.Itoa(len(unknown)))
 		f.set("unknown_sha256", hex.EncodeToString(sum[:]))
 	}
-	return f
 }
 
-func requestIssued(f facts, p *eventv1.RequestIssued) {
+func requestIssued(f *members, p *eventv1.RequestIssued) {
 	f.set("request_id", p.GetRequestId())
 	f.set("identity", p.GetIdentity())
 	f.set("profile", p.GetProfile())
@@ -105,13 +94,14 @@ func requestIssued(f facts, p *eventv1.RequestIssued) {
 }
 
 // leaf shows a certificate. One that cannot be parsed is known by its fingerprint at least.
-func leaf(f facts, der []byte) {
-	f.set("fingerprint", string(pki.FingerprintOf(der)))
+func leaf(f *members, der []byte) {
 	cert, err := x509.ParseCertificate(der)
 	if err != nil {
+		f.set("fingerprint", string(pki.FingerprintOf(der)))
 		return
 	}
 	c := pki.Facts(cert)
+	f.set("fingerprint", string(c.Fingerprint))
 	f.set("serial", c.Serial)
 	f.set("certificate_subject", c.Subject)
 	f.set("issuer", c.Issuer)
@@ -135,7 +125,7 @@ func fingerprints(chain [][]byte) string {
 	return strings.Join(all, ",")
 }
 
-func assignmentChanged(f facts, p *eventv1.AssignmentChanged) {
+func assignmentChanged(f *members, p *eventv1.AssignmentChanged) {
 	f.set("assignment", p.GetAssignment())
 	f.set("generation", strconv.FormatInt(p.GetGeneration(), 10))
 	f.set("deployment", p.GetDeployment())
@@ -149,14 +139,14 @@ func assignmentChanged(f facts, p *eventv1.AssignmentChanged) {
 	f.time("renew_by", p.GetRenewBy())
 }
 
-func authorityChanged(f facts, p *eventv1.AuthorityChanged) {
+func authorityChanged(f *members, p *eventv1.AuthorityChanged) {
 	f.set("authority", p.GetAuthority())
 	f.set("kind", p.GetKind())
 	f.set("chain", fingerprints(p.GetChain()))
 	issuing(f, p.GetIssuing())
 }
 
-func issuing(f facts, c *typev1.Certificate) {
+func issuing(f *members, c *typev1.Certificate) {
 	f.set("fingerprint", c.GetFingerprint())
 	f.set("serial", c.GetSerial())
 	f.set("certificate_subject", c.GetSubject())

@@ -7,11 +7,11 @@
 package record
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,20 +34,44 @@ const (
 // TypeUnreadable is the type of the record that stands for an event, or a whole message, that could not be understood.
 const TypeUnreadable = "audit.event.unreadable"
 
+// Encoded is a record as it goes into the log.
+type Encoded struct {
+	Head auditlog.Record // without Facts and Detail
+	Data []byte          // the whole, canonical
+}
+
+// Parse reads a record of the log.
+func Parse(data []byte) (Encoded, error) {
+	head, err := auditlog.ParseRecord(data)
+	head.Facts, head.Detail = nil, nil
+	return Encoded{head, data}, err
+}
+
+// Maker makes records; it keeps the memory it needed for the last one, so its methods must not be called concurrently.
+type Maker struct {
+	facts, detail members
+	data          []byte
+}
+
 // Of is the record of an event that the service named publisher has published. The error says why e is no event at all: it
 // lacks what a record cannot do without.
-func Of(publisher string, e *eventv1.Event) (auditlog.Record, error) {
+func (m *Maker) Of(publisher string, e *eventv1.Event) (Encoded, error) {
+	id, err := uuid.Parse(e.GetId())
 	switch {
-	case uuid.Validate(e.GetId()) != nil || len(e.GetId()) != 36:
-		return auditlog.Record{}, fmt.Errorf("id %q is not a UUID", shorten(e.GetId(), maxName))
+	case err != nil || len(e.GetId()) != 36:
+		return Encoded{}, fmt.Errorf("id %q is not a UUID", shorten(e.GetId(), maxName))
 	case e.GetTime().CheckValid() != nil || e.GetTime().AsTime().IsZero():
-		return auditlog.Record{}, errors.New("no valid time")
+		return Encoded{}, errors.New("no valid time")
 	case strings.Count(e.GetType(), ".") != 2 || len(e.GetType()) > maxName:
-		return auditlog.Record{}, fmt.Errorf("type %q is not <service>.<thing>.<what happened>", shorten(e.GetType(), maxName))
+		return Encoded{}, fmt.Errorf("type %q is not <service>.<thing>.<what happened>", shorten(e.GetType(), maxName))
 	}
-	return fit(auditlog.Record{
+	m.facts = m.facts[:0]
+	m.facts.setAll(e.GetFacts())
+	m.detail = m.detail[:0]
+	m.detail.setDetail(e)
+	return m.fit(auditlog.Record{
 		Version:   auditlog.RecordVersion,
-		ID:        strings.ToLower(e.GetId()),
+		ID:        id.String(),
 		Time:      e.GetTime().AsTime(),
 		Service:   shorten(publisher, maxName),
 		Type:      e.GetType(),
@@ -57,9 +81,7 @@ func Of(publisher string, e *eventv1.Event) (auditlog.Record, error) {
 		Reason:    shorten(e.GetReason(), maxText),
 		TraceID:   shorten(e.GetTraceId(), maxName),
 		RequestID: shorten(e.GetRequestId(), maxName),
-		Facts:     shortenAll(e.GetFacts()),
-		Detail:    shortenAll(detail(e)),
-	}), nil
+	})
 }
 
 // Message is where an event came from.
@@ -73,26 +95,27 @@ type Message struct {
 
 // Unreadable is the record of something published that is no event: nothing that was published goes unrecorded. index is the
 // event's place in the message, -1 for the whole message. The record's id follows from where it stands in the stream.
-func Unreadable(publisher string, m Message, index int, why error) auditlog.Record {
-	sum := sha256.Sum256(m.Data)
-	where := fmt.Sprintf("%s/%d/%d/%x", m.Stream, m.Sequence, index, sum)
+func (m *Maker) Unreadable(publisher string, from Message, index int, why error) (Encoded, error) {
+	sum := sha256.Sum256(from.Data)
+	where := fmt.Sprintf("%s/%d/%d/%x", from.Stream, from.Sequence, index, sum)
 	facts := map[string]string{
-		"stream": m.Stream, "sequence": strconv.FormatUint(m.Sequence, 10), "nats_subject": m.Subject,
-		"message_bytes": strconv.Itoa(len(m.Data)), "message_sha256": hex.EncodeToString(sum[:]),
+		"stream": from.Stream, "sequence": strconv.FormatUint(from.Sequence, 10), "nats_subject": from.Subject,
+		"message_bytes": strconv.Itoa(len(from.Data)), "message_sha256": hex.EncodeToString(sum[:]),
 	}
 	if index >= 0 {
 		facts["event_index"] = strconv.Itoa(index)
 	}
-	return fit(auditlog.Record{
+	m.facts, m.detail = m.facts[:0], m.detail[:0]
+	m.facts.setAll(facts)
+	return m.fit(auditlog.Record{
 		Version: auditlog.RecordVersion,
 		ID:      uuid.NewSHA1(uuid.NameSpaceOID, []byte(where)).String(),
-		Time:    m.Time,
+		Time:    from.Time,
 		Service: shorten(publisher, maxName),
 		Type:    TypeUnreadable,
-		Subject: "messages/" + strconv.FormatUint(m.Sequence, 10),
+		Subject: "messages/" + strconv.FormatUint(from.Sequence, 10),
 		Result:  Result(eventv1.Result_RESULT_FAILED),
 		Reason:  shorten(why.Error(), maxText),
-		Facts:   shortenAll(facts),
 	})
 }
 
@@ -111,38 +134,73 @@ func Result(r eventv1.Result) string {
 	return "result " + strconv.Itoa(int(r)) // of a newer service
 }
 
-// fit makes a record that is too large small enough: first the facts go, then the detail. What went is counted and hashed.
-func fit(r auditlog.Record) auditlog.Record {
-	for _, m := range []*map[string]string{&r.Facts, &r.Detail} {
-		if _, err := r.Encode(); err == nil || len(*m) == 0 {
+// fit encodes a record. If it is too large, first the facts go, then the detail. What went is counted and hashed.
+func (m *Maker) fit(head auditlog.Record) (Encoded, error) {
+	data, err := head.Append(m.data[:0], m.facts, m.detail)
+	for _, all := range []*members{&m.facts, &m.detail} {
+		if err == nil || len(*all) == 0 {
 			continue
 		}
-		*m = map[string]string{"left_out": summary(*m)}
+		*all = members{{Name: "left_out", Value: all.summary()}}
+		data, err = head.Append(m.data[:0], m.facts, m.detail)
 	}
-	return r
+	if err != nil {
+		return Encoded{}, err
+	}
+	m.data = data
+	return Encoded{head, bytes.Clone(data)}, nil
 }
 
-func summary(m map[string]string) string {
+// members are facts or detail; empty values can be left out by set.
+type members []auditlog.Member
+
+func (f *members) set(name, value string) {
+	if value != "" {
+		*f = append(*f, auditlog.Member{Name: name, Value: shorten(value, maxText)})
+	}
+}
+
+// setAll adds facts that a service gave, with names and values cut.
+func (f *members) setAll(facts map[string]string) {
+	whole := true
+	for name, value := range facts {
+		whole = whole && len(name) <= maxName && utf8.ValidString(name)
+		*f = append(*f, auditlog.Member{Name: name, Value: shorten(value, maxText)})
+	}
+	if whole {
+		return
+	}
+	f.sort() // so that of two names cut to one always the same wins
+	unique := make(map[string]string, len(*f))
+	for _, one := range *f {
+		unique[shorten(one.Name, maxName)] = one.Value
+	}
+	*f = (*f)[:0]
+	for name, value := range unique {
+		*f = append(*f, auditlog.Member{Name: name, Value: value})
+	}
+}
+
+func (f members) sort() {
+	slices.SortFunc(f, func(x, y auditlog.Member) int { return strings.Compare(x.Name, y.Name) })
+}
+
+func (f members) summary() string {
+	f.sort()
 	h := sha256.New()
 	n := 0
-	for _, k := range slices.Sorted(maps.Keys(m)) {
-		fmt.Fprintf(h, "%d:%s%d:%s", len(k), k, len(m[k]), m[k])
-		n += len(k) + len(m[k])
+	for _, one := range f {
+		fmt.Fprintf(h, "%d:%s%d:%s", len(one.Name), one.Name, len(one.Value), one.Value)
+		n += len(one.Name) + len(one.Value)
 	}
-	return fmt.Sprintf("%d facts of %d bytes, SHA-256 %x", len(m), n, h.Sum(nil))
-}
-
-func shortenAll(m map[string]string) map[string]string {
-	out := make(map[string]string, len(m))
-	for _, k := range slices.Sorted(maps.Keys(m)) { // in order, so that of two names cut to one always the same wins
-		out[shorten(k, maxName)] = shorten(m[k], maxText)
-	}
-	return out
+	return fmt.Sprintf("%d facts of %d bytes, SHA-256 %x", len(f), n, h.Sum(nil))
 }
 
 // shorten cuts s to about limit bytes and says what is missing; it also makes it UTF-8, which names in certificates need not be.
 func shorten(s string, limit int) string {
-	s = strings.ToValidUTF8(s, "\uFFFD")
+	if !utf8.ValidString(s) {
+		s = strings.ToValidUTF8(s, "\uFFFD")
+	}
 	if len(s) <= limit {
 		return s
 	}
