@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"regexp"
 	"strings"
@@ -35,6 +36,17 @@ type Config struct {
 	// DSN is the path of the data file (sqlite), whose directory must exist and be on a local file system, or a
 	// PostgreSQL connection string or URL. A password in it belongs into a PGPASSFILE or PGPASSWORD instead.
 	DSN string `yaml:"dsn"`
+}
+
+// LogValue hides all of a connection string but its scheme: it may hold a password, against all advice.
+func (c Config) LogValue() slog.Value {
+	dsn := c.DSN
+	if scheme, _, ok := strings.Cut(dsn, "://"); ok {
+		dsn = scheme + "://..."
+	} else if c.Driver != SQLite && dsn != "" {
+		dsn = "..."
+	}
+	return slog.GroupValue(slog.String("driver", c.Driver), slog.String("dsn", dsn))
 }
 
 // Validate reports the first field that is wrong.
@@ -68,6 +80,7 @@ type DB struct {
 	lock     *os.File // SQLite only
 	closed   atomic.Bool
 	topics   topics
+	meters   *meters
 }
 
 var schemaName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,40}$`)
@@ -86,12 +99,12 @@ func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, 
 	if c.Driver == Postgres {
 		open = openPostgres
 	}
-	d := &DB{instance: uuid.NewString()}
+	d := &DB{instance: uuid.NewString(), meters: newMeters()}
 	if err := open(ctx, d, c.DSN, migrations, schema); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	if c.Driver == SQLite {
-		d.writer = newWriter(d.writes)
+		d.writer = newWriter(d.writes, d.meters.group)
 	}
 	return d, nil
 }
@@ -200,8 +213,9 @@ func begin(ctx context.Context) (context.Context, error) {
 // fails takes all calls of its transaction with it.
 //
 // Errors of the storage itself (disk full, I/O error, server away) come back as fault.Transient STORAGE_UNAVAILABLE.
-func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) error {
-	ctx, err := begin(ctx)
+func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) (err error) {
+	defer func(begun time.Time) { d.meters.ended(kindWrite, begun, err) }(time.Now())
+	ctx, err = begin(ctx)
 	if err != nil {
 		return err
 	}
@@ -219,8 +233,9 @@ func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) erro
 }
 
 // Read runs fn in a read-only transaction that sees one state of the database throughout.
-func (d *DB) Read(ctx context.Context, fn func(context.Context, Tx) error) error {
-	ctx, err := begin(ctx)
+func (d *DB) Read(ctx context.Context, fn func(context.Context, Tx) error) (err error) {
+	defer func(begun time.Time) { d.meters.ended(kindRead, begun, err) }(time.Now())
+	ctx, err = begin(ctx)
 	if err != nil {
 		return err
 	}

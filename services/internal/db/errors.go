@@ -53,8 +53,14 @@ func (d *DB) classify(err error) error {
 	return err
 }
 
+// The reasons of errors of the storage itself.
+const (
+	reasonUnavailable = "STORAGE_UNAVAILABLE"
+	reasonCorrupt     = "STORAGE_CORRUPT"
+)
+
 func unavailable(format string, args ...any) error {
-	return fault.New(fault.Transient, "STORAGE_UNAVAILABLE", format, args...)
+	return fault.New(fault.Transient, reasonUnavailable, format, args...)
 }
 
 func (d *DB) classifySQLite(err error, code int) error {
@@ -68,7 +74,7 @@ func (d *DB) classifySQLite(err error, code int) error {
 	case lib.SQLITE_BUSY, lib.SQLITE_LOCKED:
 		return unavailable("%s is locked by another program: %w", d.name, err)
 	case lib.SQLITE_CORRUPT, lib.SQLITE_NOTADB:
-		return fault.New(fault.Internal, "STORAGE_CORRUPT", "%s is damaged: stop the service and restore the file from a backup: %w", d.name, err)
+		return fault.New(fault.Internal, reasonCorrupt, "%s is damaged: stop the service and restore the file from a backup: %w", d.name, err)
 	}
 	return err
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // maxGroup bounds how many calls share one COMMIT, and so how many one failed COMMIT hits.
@@ -24,6 +26,7 @@ type writer struct {
 	pool    *sql.DB
 	conn    *sql.Conn
 	known   *statements // of conn
+	size    prometheus.Observer
 	calls   chan *call
 	closing chan struct{}
 	once    sync.Once
@@ -34,10 +37,12 @@ type call struct {
 	turn    chan *groupTx // closed instead when the transaction could not begin
 	outcome chan error    // what the function returned
 	result  chan error    // what became of it
+	probe   bool          // it only looks whether it gets its turn
 }
 
-func newWriter(pool *sql.DB) *writer {
-	w := &writer{pool: pool, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{})}
+// newWriter tells size how many calls each COMMIT was for.
+func newWriter(pool *sql.DB, size prometheus.Observer) *writer {
+	w := &writer{pool: pool, size: size, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{})}
 	go w.run()
 	return w
 }
@@ -48,7 +53,17 @@ func (w *writer) close() {
 }
 
 func (w *writer) do(ctx context.Context, fn func(context.Context, Tx) error) ([]string, error) {
-	c := &call{turn: make(chan *groupTx, 1), outcome: make(chan error, 1), result: make(chan error, 1)}
+	return w.call(ctx, &call{}, fn)
+}
+
+// probe makes a transaction of nothing, which is not counted.
+func (w *writer) probe(ctx context.Context) error {
+	_, err := w.call(ctx, &call{probe: true}, func(context.Context, Tx) error { return nil })
+	return err
+}
+
+func (w *writer) call(ctx context.Context, c *call, fn func(context.Context, Tx) error) ([]string, error) {
+	c.turn, c.outcome, c.result = make(chan *groupTx, 1), make(chan error, 1), make(chan error, 1)
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -127,8 +142,15 @@ func (w *writer) group(c *call) {
 		fail(fmt.Errorf("committing: %w", err))
 		return
 	}
+	counted := 0
 	for _, c := range done {
+		if !c.probe {
+			counted++
+		}
 		c.result <- nil
+	}
+	if counted > 0 {
+		w.size.Observe(float64(counted))
 	}
 }
 
