@@ -8,6 +8,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/tracing"
 )
 
 // Config is how the deployer behaves. It is read at start only; every field but Database works when absent.
@@ -20,6 +21,8 @@ type Config struct {
 	Rollout RolloutConfig `yaml:"rollout"`
 	// Renewal is about when certificates are renewed.
 	Renewal RenewalConfig `yaml:"renewal"`
+	// Tracing says where the service's spans go.
+	Tracing tracing.Config `yaml:"tracing"`
 }
 
 // AgentsConfig is about the fleet of agents.
@@ -101,7 +104,7 @@ func (c Config) Validate() error {
 			return fault.Invalid("rollout.retry_after", "want pauses that grow, such as [1m, 5m, 15m]")
 		}
 	}
-	return nil
+	return c.Tracing.Validate()
 }
 
 func (c *Config) fill() {

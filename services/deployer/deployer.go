@@ -22,6 +22,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/api"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/fleet"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/loop"
@@ -30,6 +31,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
 	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
+	"github.com/sallyport-pki/sallyport/services/internal/tracing"
 )
 
 // Name is the service's name in identities, event subjects and addresses.
@@ -63,6 +65,7 @@ type Service struct {
 	lookups  *rate.Limiter // of agents that memory does not know
 	relay    *event.Relay
 	consumer *event.Consumer
+	traces   *tracing.Exporter
 }
 
 // Methods says who may call what.
@@ -105,6 +108,9 @@ func (s *Service) build(ctx context.Context) error {
 	peers := peer.New(s.deps.Issuer, s.deps.Inventory)
 	granter, err := fleet.NewGranter(s.deps.AgentCA, s.cfg.Agents.SVIDTTL.Std(), s.deps.Now)
 	if err != nil {
+		return err
+	}
+	if s.traces, err = tracing.Open(ctx, s.cfg.Tracing, Name, s.deps.Log); err != nil {
 		return err
 	}
 	s.store, err = store.Open(ctx, store.Config{
@@ -184,7 +190,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) { s.api.Register(r) }
 
 // Run does the work that nobody waits for, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(identity.WithCaller(ctx, s.self))
+	g, ctx := errgroup.WithContext(trace.WithRecorder(identity.WithCaller(ctx, s.self), s.traces.Recorder()))
 	g.Go(func() error { return s.loops.Run(ctx) })
 	g.Go(func() error { return s.relay.Run(ctx) })
 	g.Go(func() error { return s.consumer.Run(ctx) })
@@ -193,11 +199,15 @@ func (s *Service) Run(ctx context.Context) error {
 
 // Close closes the database, after Run has returned.
 func (s *Service) Close() error {
-	if s.store == nil {
-		return nil
+	var err error
+	if s.store != nil {
+		err = s.store.Close()
 	}
-	return s.store.Close()
+	return errors.Join(err, s.traces.Close())
 }
+
+// Traces takes the spans of calls to the service; nil where none are recorded.
+func (s *Service) Traces() trace.Recorder { return s.traces.Recorder() }
 
 // Deny refuses agents that are locked, removed, or come with a key that is not theirs any more. It answers from memory, but
 // for an agent or key that another replica may just have let in.

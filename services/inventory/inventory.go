@@ -19,9 +19,11 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
+	"github.com/sallyport-pki/sallyport/services/internal/tracing"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/api"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/finding"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/intake"
@@ -41,6 +43,8 @@ type Config struct {
 	Database db.Config `yaml:"database"`
 	// Findings are the thresholds of the rules.
 	Findings Findings `yaml:"findings"`
+	// Tracing says where the service's spans go.
+	Tracing tracing.Config `yaml:"tracing"`
 }
 
 // Findings are the thresholds of the rules by which something is found wrong.
@@ -86,7 +90,7 @@ func (c Config) Validate() error {
 			return fault.Invalid(name, "%s: must be at least 1s", value)
 		}
 	}
-	return nil
+	return c.Tracing.Validate()
 }
 
 // Deps are what the service stands on.
@@ -109,6 +113,7 @@ type Service struct {
 	source    identity.Source
 	log       *slog.Logger
 	now       func() time.Time
+	traces    *tracing.Exporter
 }
 
 // New opens the database and makes the service; Run starts it.
@@ -132,6 +137,9 @@ func New(ctx context.Context, c Config, d Deps) (*Service, error) {
 	}
 	s, err := build(c, d, js, st)
 	if err != nil {
+		return nil, errors.Join(err, st.Close())
+	}
+	if s.traces, err = tracing.Open(ctx, c.Tracing, Name, d.Log); err != nil {
 		return nil, errors.Join(err, st.Close())
 	}
 	return s, nil
@@ -188,7 +196,7 @@ func (s *Service) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(identity.WithCaller(ctx, self))
+	g, ctx := errgroup.WithContext(trace.WithRecorder(identity.WithCaller(ctx, self), s.traces.Recorder()))
 	g.Go(func() error { return s.relay.Run(ctx) })
 	for _, c := range s.consumers {
 		g.Go(func() error { return c.Run(ctx) })
@@ -198,7 +206,10 @@ func (s *Service) Run(ctx context.Context) error {
 }
 
 // Close closes the database; Run must have returned.
-func (s *Service) Close() error { return s.store.Close() }
+func (s *Service) Close() error { return errors.Join(s.store.Close(), s.traces.Close()) }
+
+// Traces takes the spans of calls to the service; nil where none are recorded.
+func (s *Service) Traces() trace.Recorder { return s.traces.Recorder() }
 
 // OnDenied records a refused call.
 func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {

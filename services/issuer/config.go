@@ -6,6 +6,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/tracing"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/advice"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/ordering"
@@ -30,6 +31,8 @@ type Config struct {
 	Orders Orders `yaml:"orders"`
 	// RenewalInfo are the times at which CAs are asked when to renew (RFC 9773).
 	RenewalInfo RenewalInfo `yaml:"renewal_info"`
+	// Tracing says where the service's spans go.
+	Tracing tracing.Config `yaml:"tracing"`
 }
 
 // Orders are times and numbers for requests at ACME CAs. A CA's Retry-After is always waited for, up to a day.
@@ -95,7 +98,7 @@ func (c Config) Validate() error {
 	if err := c.advice().Check(); err != nil {
 		return fault.Invalid("renewal_info", "%v", err)
 	}
-	return nil
+	return c.Tracing.Validate()
 }
 
 // filled has the defaults where nothing is given.

@@ -24,9 +24,11 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/internal/secret"
+	"github.com/sallyport-pki/sallyport/services/internal/tracing"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/advice"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/api"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/catalogue"
@@ -61,6 +63,7 @@ type Service struct {
 	worker    *ordering.Worker
 	adviser   *advice.Adviser
 	relay     *event.Relay
+	traces    *tracing.Exporter
 }
 
 // Methods says which roles may call which method.
@@ -90,8 +93,11 @@ func New(ctx context.Context, c Config, d Deps) (*Service, error) {
 		return nil, err
 	}
 	s := &Service{self: self, log: d.Log, store: st}
-	if err := s.build(ctx, c.filled(), d); err != nil {
+	if s.traces, err = tracing.Open(ctx, c.Tracing, Name, d.Log); err != nil {
 		return nil, errors.Join(err, st.Close())
+	}
+	if err := s.build(ctx, c.filled(), d); err != nil {
+		return nil, errors.Join(err, st.Close(), s.traces.Close())
 	}
 	return s, nil
 }
@@ -182,7 +188,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) { s.api.Register(r) }
 
 // Run does what goes on without being called: orders, accounts, renewal windows, and telling events. It ends with ctx.
 func (s *Service) Run(ctx context.Context) error {
-	g, ctx := errgroup.WithContext(identity.WithCaller(ctx, s.self))
+	g, ctx := errgroup.WithContext(trace.WithRecorder(identity.WithCaller(ctx, s.self), s.traces.Recorder()))
 	g.Go(func() error { return s.relay.Run(ctx) })
 	g.Go(func() error { return s.worker.Run(ctx) })
 	g.Go(func() error { return s.worker.KeepAccounts(ctx) })
@@ -193,8 +199,11 @@ func (s *Service) Run(ctx context.Context) error {
 // Close closes the database, after Run has returned and the server has stopped.
 func (s *Service) Close() error {
 	s.catalogue.Close()
-	return s.store.Close()
+	return errors.Join(s.store.Close(), s.traces.Close())
 }
+
+// Traces takes the spans of calls to the service; nil where none are recorded.
+func (s *Service) Traces() trace.Recorder { return s.traces.Recorder() }
 
 // OnDenied makes a denied call an event.
 func (s *Service) OnDenied(ctx context.Context, d rpc.Denial) {

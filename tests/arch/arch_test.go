@@ -184,7 +184,7 @@ func TestDomainImports(t *testing.T) {
 func TestSeams(t *testing.T) {
 	functions := []string{"New", "Methods", "EnsureStreams"}
 	parts := configParts(t)
-	methods := []string{"Register", "Run", "Close", "OnDenied", "Deny", "Validate"}
+	methods := []string{"Register", "Run", "Close", "OnDenied", "Deny", "Traces", "Validate"}
 	for _, s := range sources(t) {
 		service, ok := strings.CutPrefix(s.dir, "services/")
 		if !ok || s.test() || strings.Contains(service, "/") || service == "internal" {

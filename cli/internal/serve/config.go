@@ -47,6 +47,8 @@ type Config struct {
 	// Database is for services that name none of their own: driver and dsn. Default SQLite files in data. With PostgreSQL
 	// each service has its own schema in the one database.
 	Database Database `yaml:"database"`
+	// Tracing is for services that name none of their own: where their spans go.
+	Tracing Tracing `yaml:"tracing"`
 	// Limits bound what one caller can take.
 	Limits rpc.Limits `yaml:"limits"`
 	// Log says what is logged, to standard error.
@@ -75,6 +77,17 @@ type Database struct {
 	DSN string `yaml:"dsn"`
 }
 
+// Tracing says where spans go.
+type Tracing struct {
+	// Endpoint is the collector, OTLP over gRPC: "https://collector.example.com:4317", or "http://127.0.0.1:4317" for one on
+	// this machine. Default none: nothing is recorded.
+	Endpoint string `yaml:"endpoint"`
+	// CA is a file with the CA certificates, PEM, that the collector's must come from. Default: those of the system.
+	CA string `yaml:"ca"`
+	// Sample is the share of all traces that is kept, above 0 and up to 1. Default 1.
+	Sample float64 `yaml:"sample"`
+}
+
 const (
 	sqlite   = "sqlite"
 	postgres = "postgres"
@@ -100,7 +113,25 @@ func (c *Config) complete() error {
 	fill(&c.Audit.Directory, filepath.Join(c.Data, datadir.DirAudit))
 	fill(&c.Issuer.KeyEncryptionKey, c.KEK)
 	fill(&c.Issuer.SecretsDir, filepath.Join(c.Data, datadir.DirSecrets))
+	c.tracing()
 	return c.Validate()
+}
+
+// tracing gives each service that names no collector the one of all.
+func (c *Config) tracing() {
+	for _, of := range []struct {
+		endpoint, ca *string
+		sample       *float64
+	}{
+		{&c.Issuer.Tracing.Endpoint, &c.Issuer.Tracing.CA, &c.Issuer.Tracing.Sample},
+		{&c.Inventory.Tracing.Endpoint, &c.Inventory.Tracing.CA, &c.Inventory.Tracing.Sample},
+		{&c.Deployer.Tracing.Endpoint, &c.Deployer.Tracing.CA, &c.Deployer.Tracing.Sample},
+		{&c.Audit.Tracing.Endpoint, &c.Audit.Tracing.CA, &c.Audit.Tracing.Sample},
+	} {
+		if *of.endpoint == "" {
+			*of.endpoint, *of.ca, *of.sample = c.Tracing.Endpoint, c.Tracing.CA, c.Tracing.Sample
+		}
+	}
 }
 
 // databases gives each service that has none of its own its place.
@@ -170,27 +201,21 @@ func (c *Config) Validate() error {
 	return nil
 }
 
-// LogValue shows what is in effect. A connection string may hold a password
-// against all advice, so only its beginning is shown.
+// LogValue shows what is in effect.
 func (c *Config) LogValue() slog.Value {
 	shown := *c
-	for _, dsn := range []*string{&shown.Database.DSN, &shown.Issuer.Database.DSN, &shown.Inventory.Database.DSN, &shown.Deployer.Database.DSN, &shown.Audit.Database.DSN} {
-		*dsn = redact(*dsn)
-	}
-	return slog.GroupValue(
-		slog.String("data", shown.Data), slog.String("listen", shown.Listen), slog.String("kek", shown.KEK),
-		slog.Any("operator", shown.Operator), slog.Any("database", shown.Database), slog.Any("limits", shown.Limits),
-		slog.Any("issuer", shown.Issuer), slog.Any("inventory", shown.Inventory), slog.Any("deployer", shown.Deployer), slog.Any("audit", shown.Audit),
-	)
+	shown.Database.DSN = redact(shown.Database.DSN)
+	type plain Config
+	return config.Show(plain(shown))
 }
 
-// redact keeps file names and hides all of a connection string but its scheme.
+// redact hides all of a connection string but its scheme: it may hold a password, against all advice.
 func redact(dsn string) string {
-	if dsn == "" || filepath.IsAbs(dsn) {
-		return dsn
-	}
 	if scheme, _, ok := strings.Cut(dsn, "://"); ok {
 		return scheme + "://..."
+	}
+	if dsn == "" {
+		return ""
 	}
 	return "..."
 }

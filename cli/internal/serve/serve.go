@@ -26,8 +26,10 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
 	"github.com/sallyport-pki/sallyport/internal/boot"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/datadir"
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
@@ -109,6 +111,7 @@ type service interface {
 	Run(context.Context) error
 	Close() error
 	OnDenied(context.Context, rpc.Denial)
+	Traces() trace.Recorder
 }
 
 // start opens everything in the order it depends on each other.
@@ -203,6 +206,7 @@ func (s *site) openTrust(ctx context.Context) error {
 			return trust.Disk(err)
 		}
 		s.ca, err = trust.Create(root, td, box, s.env.Now)
+		crash.At(crash.TrustMade)
 		if err == nil {
 			s.log.InfoContext(ctx, "made a trust domain", "trust_domain", td.Name(), "dir", root)
 		}
@@ -225,7 +229,9 @@ func (s *site) openTrust(ctx context.Context) error {
 func (s *site) openBox() (*trust.Box, error) {
 	_, err := os.Stat(s.cfg.KEK)
 	if errors.Is(err, os.ErrNotExist) && !s.dir.Marker.Complete {
-		return trust.CreateBox(s.cfg.KEK)
+		box, err := trust.CreateBox(s.cfg.KEK)
+		crash.At(crash.KEKMade)
+		return box, err
 	}
 	return trust.OpenBox(s.cfg.KEK)
 }

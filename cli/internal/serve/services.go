@@ -14,6 +14,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/audit"
 	"github.com/sallyport-pki/sallyport/services/deployer"
 	"github.com/sallyport-pki/sallyport/services/inventory"
@@ -144,6 +145,12 @@ func (s *site) openServer(context.Context) error {
 				role = identity.RoleDeployer
 			}
 			byName[role].OnDenied(ctx, d)
+		},
+		Traces: func(method string) trace.Recorder {
+			if of, ok := byName[owner[strings.Split(method, "/")[1]]]; ok {
+				return of.Traces()
+			}
+			return nil
 		},
 		Deny:   s.deny,
 		Limits: s.cfg.Limits,

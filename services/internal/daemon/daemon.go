@@ -26,9 +26,11 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/sallyport-pki/sallyport/internal/boot"
+	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 )
 
@@ -95,6 +97,7 @@ type Service interface {
 	Run(context.Context) error
 	Close() error
 	OnDenied(context.Context, rpc.Denial)
+	Traces() trace.Recorder
 }
 
 // Parts are what a service is built from. They are closed by Run, after the service.
@@ -114,6 +117,8 @@ type Spec struct {
 	Methods map[string][]identity.Role
 	// Build makes the service.
 	Build func(context.Context, Parts) (Service, error)
+	// Config is the whole configuration, for the log.
+	Config any
 }
 
 // Run runs the service until ctx ends or something fails.
@@ -163,16 +168,23 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 		return err
 	}
 	log.InfoContext(ctx, "serving", "service", spec.Name, "listen", lis.Addr().String(), "version", boot.Version().String())
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return ended(ctx, "the server", server.Serve(ctx, lis)) })
-	g.Go(func() error { return ended(ctx, "the service", service.Run(ctx)) })
+	log.InfoContext(ctx, "configuration", "config", config.Show(spec.Config))
+	g, gctx := errgroup.WithContext(ctx)
+	// The server stops first: calls under way end while the service still runs.
+	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
-		err := event.EnsureStreams(ctx, js, event.StreamLimits{Replicas: cfg.NATS.Replicas})
-		if ctx.Err() != nil {
+		defer stop()
+		return ended(gctx, "the server", server.Serve(gctx, lis))
+	})
+	g.Go(func() error { return ended(gctx, "the service", service.Run(running)) })
+	g.Go(func() error {
+		err := event.EnsureStreams(gctx, js, event.StreamLimits{Replicas: cfg.NATS.Replicas})
+		if gctx.Err() != nil {
 			return nil
 		}
 		return err
 	})
+	defer func() { log.InfoContext(ctx, "stopped", "service", spec.Name) }()
 	return g.Wait()
 }
 
@@ -193,6 +205,7 @@ func newServer(cfg Config, spec Spec, src identity.Source, service Service, log 
 		Default:  spec.Name,
 		Methods:  spec.Methods,
 		OnDenied: service.OnDenied,
+		Traces:   func(string) trace.Recorder { return service.Traces() },
 		Limits:   cfg.Limits,
 		Log:      log,
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
 )
 
@@ -94,6 +95,7 @@ type idle struct {
 
 func (s *idle) Register(grpc.ServiceRegistrar)       {}
 func (s *idle) OnDenied(context.Context, rpc.Denial) {}
+func (s *idle) Traces() trace.Recorder               { return nil }
 func (s *idle) Close() error                         { s.closed = true; return nil }
 func (s *idle) Run(ctx context.Context) error {
 	close(s.running)

@@ -20,6 +20,7 @@ func run(ctx context.Context, file string) error {
 	return daemon.Run(ctx, c.Daemon, daemon.Spec{
 		Name:    deployer.Name,
 		Methods: deployer.Methods(),
+		Config:  c,
 		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
 			authority, err := c.Authority.load()
 			if err != nil {

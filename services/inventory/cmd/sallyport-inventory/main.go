@@ -32,6 +32,7 @@ func run(ctx context.Context, file string) error {
 	return daemon.Run(ctx, c.Daemon, daemon.Spec{
 		Name:    inventory.Name,
 		Methods: inventory.Methods(),
+		Config:  c,
 		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
 			return inventory.New(ctx, c.Inventory, inventory.Deps{Source: p.Source, NATS: p.NATS, Log: p.Log})
 		},

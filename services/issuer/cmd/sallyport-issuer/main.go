@@ -43,6 +43,7 @@ func run(ctx context.Context, file string) error {
 	return daemon.Run(ctx, c.Daemon, daemon.Spec{
 		Name:    issuer.Name,
 		Methods: issuer.Methods(),
+		Config:  c,
 		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
 			inventory, err := p.Dial("inventory", c.Peers.Inventory)
 			if err != nil {
