@@ -26,6 +26,10 @@ build: ## Build sallyport, sallyport-agent and the four daemons into bin/ (stati
 	  ./services/inventory/cmd/sallyport-inventory ./services/issuer/cmd/sallyport-issuer \
 	  ./services/deployer/cmd/sallyport-deployer ./services/audit/cmd/sallyport-audit
 
+.PHONY: previous
+previous: ## Build the version before this one into bin/previous, for the upgrade tests
+	@scripts/build-previous
+
 .PHONY: demo
 demo: build ## Show the main job on this machine, then stop clean (KEEP=1 stays up)
 	@$(GOBUILD) -o bin/sallyport-demo ./tests/demo
@@ -35,7 +39,7 @@ demo: build ## Show the main job on this machine, then stop clean (KEEP=1 stays 
 test: tools verify-gen verify-tidy verify-docs isolated cross lint race ## Everything CI runs: install what is missing, verify, lint, build, test with the race detector
 
 .PHONY: race
-race: build ## All tests, race detector on; those that use the whole machine one after another, and always anew
+race: build previous ## All tests, race detector on; those that use the whole machine one after another, and always anew
 	@CGO_ENABLED=1 go test -race -timeout 20m $(PARTS)
 	@CGO_ENABLED=1 go test -race -count=1 -timeout 20m -p 1 ./tests/...
 

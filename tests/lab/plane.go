@@ -169,6 +169,32 @@ type HostOptions struct {
 
 // Host writes the configuration of an agent, enrols it with the token in tokenFile and starts it.
 func (l *Lab) Host(ctx context.Context, name, tokenFile string, o HostOptions) (*Host, error) {
+	h, err := l.host(name, o)
+	if err != nil {
+		return nil, err
+	}
+	enroll := h.command
+	enroll.Args = []string{"enroll", "--config", h.Config, "--token-file", tokenFile}
+	r, err := l.Run(ctx, enroll)
+	if err != nil {
+		return nil, err
+	}
+	if r.Code != 0 {
+		return nil, fmt.Errorf("enrolling %s: exit code %d: %s", name, r.Code, strings.TrimSpace(r.Stderr))
+	}
+	return h, h.Start()
+}
+
+// KnownHost is Host for an agent whose state folder is there already.
+func (l *Lab) KnownHost(name string, o HostOptions) (*Host, error) {
+	h, err := l.host(name, o)
+	if err != nil {
+		return nil, err
+	}
+	return h, h.Start()
+}
+
+func (l *Lab) host(name string, o HostOptions) (*Host, error) {
 	if _, _, err := net.SplitHostPort(o.Server); err != nil {
 		return nil, err
 	}
@@ -182,16 +208,7 @@ func (l *Lab) Host(ctx context.Context, name, tokenFile string, o HostOptions) (
 		return nil, err
 	}
 	h.command = Command{Name: name + "-agent", Path: filepath.Join(l.Bin, "sallyport-agent"), Args: []string{"run", "--config", h.Config}, Prefix: o.Prefix}
-	enroll := h.command
-	enroll.Args = []string{"enroll", "--config", h.Config, "--token-file", tokenFile}
-	r, err := l.Run(ctx, enroll)
-	if err != nil {
-		return nil, err
-	}
-	if r.Code != 0 {
-		return nil, fmt.Errorf("enrolling %s: exit code %d: %s", name, r.Code, strings.TrimSpace(r.Stderr))
-	}
-	return h, h.Start()
+	return h, nil
 }
 
 // Start starts the agent again after it was stopped or killed.

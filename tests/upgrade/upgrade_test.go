@@ -1,0 +1,142 @@
+// Package upgrade shows that this version and the one before it work together, and that this one goes on with what that one
+// has left on disk.
+package upgrade
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/tests/lab"
+	"github.com/sallyport-pki/sallyport/tests/upgrade/site"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// programs are the folders of this version's programs and of those before.
+func programs(t *testing.T) (now, before string) {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	must(t, err)
+	now, before = filepath.Join(root, "bin"), filepath.Join(root, "bin/previous")
+	want, err := os.ReadFile("previous")
+	must(t, err)
+	for path, cure := range map[string]string{filepath.Join(now, "sallyport"): "make build", filepath.Join(before, "sallyport"): "make previous"} {
+		if _, err := os.Stat(path); err != nil {
+			t.Fatalf("%v: run %s", err, cure)
+		}
+	}
+	if built, err := os.ReadFile(filepath.Join(before, "commit")); err != nil || string(built) != string(want) {
+		t.Fatalf("%s is not of the commit %s(%v): run make previous", before, want, err)
+	}
+	return now, before
+}
+
+func newLab(t *testing.T) *lab.Lab {
+	t.Helper()
+	l, err := site.New()
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			logs, _ := filepath.Glob(filepath.Join(site.Dir, "*.log"))
+			for _, path := range logs {
+				data, _ := os.ReadFile(path)
+				lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+				t.Logf("--- %s\n%s", filepath.Base(path), strings.Join(lines[max(0, len(lines)-40):], "\n"))
+			}
+		}
+		l.Close()
+	})
+	return l
+}
+
+// TestKept goes on with a site that the version before has left, takes the upgrade back, and does it again.
+func TestKept(t *testing.T) {
+	now, before := programs(t)
+	archive, err := filepath.Abs("testdata/kept.tar.gz")
+	must(t, err)
+	ctx := t.Context()
+	s, err := site.Reopen(ctx, newLab(t), site.Programs{Serve: now, Agent: now, CLI: now}, archive)
+	must(t, err)
+	must(t, s.Served(ctx, 2)) // as it was kept, or a later one where that has become old
+
+	kept := read(t, site.ServedFile)
+	if leaf, err := s.Leaf(ctx); err != nil || time.Now().Before(leaf.NotBefore.Add(24*time.Hour)) && lab.Fingerprint(leaf) != kept {
+		t.Errorf("served is not what was kept (%v)", err)
+	}
+	if all, err := s.Plane.Do(ctx, "get", "certificates", "-o", "json"); err != nil || !strings.Contains(all, kept) {
+		t.Errorf("the inventory does not know the certificate that was served (%v): %s", err, all)
+	}
+	must(t, s.Renew(ctx))
+	log(t, s)
+	doctor(t, s)
+
+	t.Log("the upgrade is taken back")
+	if err := s.Control(ctx, before); err == nil {
+		must(t, s.Renew(ctx))
+		log(t, s)
+	} else if !strings.Contains(err.Error(), "was written by a newer program") { // as that version did; see decision 6
+		t.Fatal(err)
+	}
+	t.Log("and made again")
+	must(t, s.Control(ctx, now))
+	must(t, s.Renew(ctx))
+	log(t, s)
+	doctor(t, s)
+}
+
+// doctor wants the whole system to be sound.
+func doctor(t *testing.T, s *site.Site) {
+	t.Helper()
+	_, err := s.Plane.Do(t.Context(), "doctor")
+	must(t, err)
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(site.Dir, name))
+	must(t, err)
+	return string(data)
+}
+
+// log wants the audit log to go on from what it was when it was kept.
+func log(t *testing.T, s *site.Site) {
+	t.Helper()
+	key, err := s.Plane.Do(t.Context(), "audit", "key")
+	must(t, err)
+	_, err = s.Plane.Do(t.Context(), "audit", "verify", "--key", strings.TrimSpace(key), "--older", filepath.Join(site.Dir, site.CheckpointFile), filepath.Join(s.Plane.Data, "audit"))
+	must(t, err)
+}
+
+// TestSkew does the main job with parts of both versions, and with one taking the place of the other meanwhile.
+func TestSkew(t *testing.T) {
+	now, before := programs(t)
+	for name, c := range map[string]struct {
+		by      site.Programs
+		upgrade func(*testing.T, *site.Site) error
+	}{
+		"agents of the version before": {site.Programs{Serve: now, Agent: before, CLI: now},
+			func(_ *testing.T, s *site.Site) error { return s.Agents(now) }},
+		"control plane of the version before": {site.Programs{Serve: before, Agent: now, CLI: now},
+			func(t *testing.T, s *site.Site) error { return s.Control(t.Context(), now) }},
+		"command line of the version before": {site.Programs{Serve: now, Agent: now, CLI: before},
+			func(*testing.T, *site.Site) error { return nil }},
+		"all of the version before": {site.Programs{Serve: before, Agent: before, CLI: before},
+			func(t *testing.T, s *site.Site) error { return s.Control(t.Context(), now) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, err := site.Make(t.Context(), newLab(t), c.by)
+			must(t, err)
+			must(t, s.Renew(t.Context()))
+			must(t, c.upgrade(t, s))
+			must(t, s.Renew(t.Context()))
+		})
+	}
+}
