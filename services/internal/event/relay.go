@@ -13,6 +13,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/lease"
 	"golang.org/x/sync/errgroup"
@@ -42,14 +43,17 @@ type RelayConfig struct {
 }
 
 // Relay moves what waits in the outbox to JetStream: what this process commits at once, what another did within seconds. Of several replicas on one database one works at a time.
-type Relay struct{ c RelayConfig }
+type Relay struct {
+	c         RelayConfig
+	published *prometheus.CounterVec
+}
 
 // NewRelay validates c.
 func NewRelay(c RelayConfig) (*Relay, error) {
 	if c.DB == nil || c.JS == nil || c.Service == "" || c.Log == nil {
 		return nil, errors.New("event.NewRelay: DB, JS, Service and Log are required")
 	}
-	return &Relay{c: c}, nil
+	return &Relay{c: c, published: newPublished()}, nil
 }
 
 // Run relays until ctx ends. While NATS or the database is away it tries again, for ever.
@@ -122,6 +126,8 @@ func (r *Relay) pass(ctx context.Context) (int, error) {
 	n, err := r.mark(ctx, all, stored)
 	if err != nil {
 		err = fmt.Errorf("marking events as published: %w", err)
+	} else {
+		r.count(all, stored)
 	}
 	return n, errors.Join(failure, err)
 }
@@ -131,6 +137,8 @@ type batch struct {
 	kind string
 	ids  []string
 	data []byte // an EventBatch
+	// types says how many events of each type it has.
+	types map[string]int
 }
 
 // waiting packs what is not published, about the oldest first. Whether an event is published is asked of its row alone, so
@@ -143,7 +151,7 @@ func (r *Relay) waiting(ctx context.Context, kind string) ([]batch, error) {
 			return err
 		}
 		defer rows.Close()
-		var b batch
+		b := batch{types: map[string]int{}}
 		for rows.Next() {
 			var id string
 			var payload []byte
@@ -152,13 +160,14 @@ func (r *Relay) waiting(ctx context.Context, kind string) ([]batch, error) {
 			}
 			if len(b.ids) == maxBatch || len(b.ids) > 0 && len(b.data)+len(payload) > MaxSize {
 				all = append(all, b)
-				b = batch{}
+				b = batch{types: map[string]int{}}
 				if len(all) == maxInFlight {
 					return nil
 				}
 			}
 			b.kind = kind
 			b.ids = append(b.ids, id)
+			b.types[string(typeOf(payload))]++
 			b.data = protowire.AppendTag(b.data, 1, protowire.BytesType) // EventBatch.events
 			b.data = protowire.AppendBytes(b.data, payload)
 		}
@@ -215,6 +224,17 @@ func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, erro
 		return nil
 	})
 	return n, err
+}
+
+func (r *Relay) count(all []batch, stored []bool) {
+	for i, b := range all {
+		if !stored[i] {
+			continue
+		}
+		for name, n := range b.types {
+			r.published.WithLabelValues(name).Add(float64(n))
+		}
+	}
 }
 
 func sleep(ctx context.Context, d time.Duration) {

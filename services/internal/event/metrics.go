@@ -1,0 +1,192 @@
+package event
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/encoding/protowire"
+
+	"github.com/sallyport-pki/sallyport/internal/monitor"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+)
+
+// Monitored is what a service has of events.
+type Monitored struct {
+	DB    *db.DB
+	JS    jetstream.JetStream
+	Relay *Relay
+	// Consumers gives the subjects of each consumer at JetStream, by its durable name.
+	Consumers map[string][]string
+}
+
+// Monitor shows how events and the database fare, and checks both and the broker.
+func Monitor(m *monitor.Service, w Monitored) error {
+	m.Check(monitor.Check{
+		Name: "database", Fails: "the database does not answer or takes no writes: the log says why", Test: w.DB.Check,
+	})
+	m.Check(monitor.Check{
+		Name: "broker", Fails: "the event broker is not connected, or its JetStream does not answer: events wait in the outbox meanwhile",
+		Test: func(ctx context.Context) error {
+			if !w.JS.Conn().IsConnected() {
+				return errAway
+			}
+			_, err := w.JS.Stream(ctx, StreamName)
+			return err
+		},
+	})
+	if err := m.Register(append(w.DB.Metrics(), w.Relay.published)...); err != nil {
+		return err
+	}
+	if err := m.Survey(boxes(w.DB)); err != nil {
+		return err
+	}
+	for durable, subjects := range w.Consumers {
+		if err := m.Survey(lag(w.JS, durable, subjects)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func newPublished() *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sallyport_events_published_total", Help: "Events that the broker has stored, by type: each state change and each denied call is one.",
+	}, []string{"type"})
+}
+
+// typeField is the number of Event.type.
+const typeField = 3
+
+// typeOf finds Event.type in an encoded event without decoding the rest.
+func typeOf(payload []byte) []byte {
+	for len(payload) > 0 {
+		num, kind, n := protowire.ConsumeTag(payload)
+		if n < 0 {
+			return nil
+		}
+		payload = payload[n:]
+		if num == typeField && kind == protowire.BytesType {
+			v, _ := protowire.ConsumeBytes(payload)
+			return v
+		}
+		if n = protowire.ConsumeFieldValue(num, kind, payload); n < 0 {
+			return nil
+		}
+		payload = payload[n:]
+	}
+	return nil
+}
+
+// maxCounted bounds how many rows are counted for a metric: beyond it the number says "at least".
+const maxCounted = 100_000
+
+var (
+	waitingDesc = prometheus.NewDesc("sallyport_outbox_waiting_events", fmt.Sprintf("Events that wait to be published; %d stands for that many or more.", maxCounted), nil, nil)
+	oldestDesc  = prometheus.NewDesc("sallyport_outbox_oldest_waiting_age_seconds", "Age of the oldest event that waits to be published; 0 when none does.", nil, nil)
+	skippedDesc = prometheus.NewDesc("sallyport_inbox_skipped_events", "Events that were skipped for ever because they can never be handled.", nil, nil)
+)
+
+// boxes surveys outbox and inbox.
+func boxes(d *db.DB) monitor.Survey {
+	return monitor.Survey{Name: "events", Metrics: []*prometheus.Desc{waitingDesc, oldestDesc, skippedDesc}, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
+		var waiting, skipped int
+		var oldest time.Time
+		err := d.Read(ctx, func(ctx context.Context, tx db.Tx) error {
+			for _, kind := range []string{facts, observations} {
+				var n int
+				err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT 1 FROM outbox WHERE kind = $1 AND published_at IS NULL LIMIT $2) AS waiting`, kind, maxCounted).Scan(&n)
+				if err != nil {
+					return err
+				}
+				waiting += n
+				var created int64
+				err = tx.QueryRow(ctx, `SELECT created FROM outbox WHERE kind = $1 AND published_at IS NULL ORDER BY id LIMIT 1`, kind).Scan(&created)
+				if errors.Is(err, sql.ErrNoRows) {
+					continue
+				}
+				if err != nil {
+					return err
+				}
+				if t := db.Time(created); oldest.IsZero() || t.Before(oldest) {
+					oldest = t
+				}
+			}
+			return tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT 1 FROM inbox WHERE error <> '' LIMIT $1) AS skipped`, maxCounted).Scan(&skipped)
+		})
+		if err != nil {
+			return fmt.Errorf("counting events: %w", err)
+		}
+		sheet.Gauge(waitingDesc, float64(min(waiting, maxCounted)))
+		sheet.Gauge(oldestDesc, age(oldest))
+		sheet.Gauge(skippedDesc, float64(skipped))
+		return nil
+	}}
+}
+
+// age is how long ago a moment was, 0 for the zero time.
+func age(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return max(time.Since(t).Seconds(), 0)
+}
+
+var (
+	pendingDesc     = prometheus.NewDesc("sallyport_consumer_pending_messages", "Messages at the broker that were not delivered to the consumer yet; replicas share a consumer and show the same.", []string{"consumer"}, nil)
+	unackedDesc     = prometheus.NewDesc("sallyport_consumer_unacknowledged_messages", "Messages that were delivered and not acknowledged yet.", []string{"consumer"}, nil)
+	redeliveredDesc = prometheus.NewDesc("sallyport_consumer_redelivered_messages", "Messages not acknowledged yet that were delivered more than once.", []string{"consumer"}, nil)
+	unhandledDesc   = prometheus.NewDesc("sallyport_consumer_oldest_unhandled_age_seconds", "Age of the oldest message that the consumer has not acknowledged; 0 when it has all.", []string{"consumer"}, nil)
+)
+
+// lag surveys a consumer at JetStream.
+func lag(js jetstream.JetStream, durable string, subjects []string) monitor.Survey {
+	metrics := []*prometheus.Desc{pendingDesc, unackedDesc, redeliveredDesc, unhandledDesc}
+	return monitor.Survey{Name: "consumer-" + durable, Metrics: metrics, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
+		if !js.Conn().IsConnected() {
+			return errAway
+		}
+		consumer, err := js.Consumer(ctx, StreamName, durable)
+		if err != nil {
+			return fmt.Errorf("looking at consumer %s: %w", durable, err)
+		}
+		info := consumer.CachedInfo()
+		var oldest time.Time
+		if info.NumPending > 0 || info.NumAckPending > 0 {
+			if oldest, err = unhandledSince(ctx, js, info.AckFloor.Stream+1, subjects); err != nil {
+				return fmt.Errorf("looking at what consumer %s has not handled: %w", durable, err)
+			}
+		}
+		sheet.Gauge(pendingDesc, float64(info.NumPending), durable)
+		sheet.Gauge(unackedDesc, float64(info.NumAckPending), durable)
+		sheet.Gauge(redeliveredDesc, float64(info.NumRedelivered), durable)
+		sheet.Gauge(unhandledDesc, age(oldest), durable)
+		return nil
+	}}
+}
+
+// unhandledSince is when the first message from a sequence on was stored. What the acknowledgements of a consumer have not
+// passed without a gap begins there.
+func unhandledSince(ctx context.Context, js jetstream.JetStream, from uint64, subjects []string) (oldest time.Time, err error) {
+	stream, err := js.Stream(ctx, StreamName)
+	if err != nil {
+		return oldest, err
+	}
+	for _, subject := range subjects {
+		m, err := stream.GetMsg(ctx, from, jetstream.WithGetMsgSubject(subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return oldest, err
+		}
+		if oldest.IsZero() || m.Time.Before(oldest) {
+			oldest = m.Time
+		}
+	}
+	return oldest, nil
+}
