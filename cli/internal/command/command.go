@@ -114,7 +114,7 @@ First steps:
 	)
 	a.add(root, groupWork, a.applyCommand(), a.getCommand(), a.describeCommand(), a.watchCommand(), a.renewCommand(), a.deleteCommand(), a.explainCommand())
 	a.add(root, groupFleet, a.tokenCommand(), a.agentCommand(), a.auditCommand(), a.doctorCommand())
-	a.add(root, groupSetup, a.serveCommand(), a.trustCommand(), a.configCommand(), a.versionCommand())
+	a.add(root, groupSetup, a.serveCommand(), a.backupCommand(), a.restoreCommand(), a.trustCommand(), a.configCommand(), a.versionCommand())
 	root.AddCommand(a.docsCommand(), exitCodesTopic())
 	root.SetHelpCommandGroupID(groupSetup)
 	root.SetCompletionCommandGroupID(groupSetup)

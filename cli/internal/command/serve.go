@@ -28,7 +28,7 @@ error. SIGTERM or SIGINT ends it in good order, a second one at once.
 --config names a file with more settings; flags win over it. See
 docs/reference/configuration.md.
 
-What DIR holds, to be backed up as a whole while serve is stopped, or by a snapshot:
+What DIR holds ("sallyport backup" takes what must be kept of it, while serve runs):
 
   sallyport.json   what the directory is: format, trust domain
   kek              the key that encrypts CA keys, account keys and the root key

@@ -27,15 +27,16 @@ const Format = 1
 
 // The names in the directory.
 const (
-	FileMarker  = "sallyport.json" // what the directory is; see Marker
-	FileLock    = "lock"           // held while a process works on it
-	FileClock   = "clock"          // the latest time known to have been
-	FileKEK     = "kek"            // key-encryption key
-	DirTrust    = "trust"          // the trust domain's root
-	DirOperator = "operator"       // the operator's identity
-	DirNATS     = "nats"           // JetStream
-	DirAudit    = "audit"          // the audit log
-	DirSecrets  = "secrets"        // what authorities name, such as EAB keys
+	FileMarker   = "sallyport.json" // what the directory is; see Marker
+	FileLock     = "lock"           // held while a process works on it
+	FileClock    = "clock"          // the latest time known to have been
+	FileKEK      = "kek"            // key-encryption key
+	FileRestored = "restored.json"  // that it was made from a backup; see Restored
+	DirTrust     = "trust"          // the trust domain's root
+	DirOperator  = "operator"       // the operator's identity
+	DirNATS      = "nats"           // JetStream
+	DirAudit     = "audit"          // the audit log
+	DirSecrets   = "secrets"        // what authorities name, such as EAB keys
 )
 
 // clockSlack is how far the clock may have been set back without complaint.
@@ -54,6 +55,12 @@ type Marker struct {
 	Complete bool `json:"complete"`
 }
 
+// Restored says that the directory was made from a backup.
+type Restored struct {
+	Backup time.Time `json:"backup"` // when the backup was begun
+	At     time.Time `json:"at"`     // when it was restored
+}
+
 // Dir is an open directory.
 type Dir struct {
 	Path   string
@@ -61,6 +68,41 @@ type Dir struct {
 	lock   *os.File
 	now    func() time.Time
 	free   func(path string) (uint64, error)
+}
+
+// Inspect reads what a directory is that another process may be working on.
+func Inspect(path string) (Marker, error) {
+	if err := ours(path); err != nil {
+		return Marker{}, err
+	}
+	d := &Dir{Path: path}
+	data, err := os.ReadFile(d.Join(FileMarker))
+	if err != nil {
+		return Marker{}, exit.Errorf(exit.Data, "%s is no data directory of Sallyport: %w", path, err)
+	}
+	if err := d.parse(data); err != nil {
+		return Marker{}, err
+	}
+	if !d.Marker.Complete {
+		return Marker{}, exit.Errorf(exit.Data, "the first start in %s has not come to its end: start \"sallyport serve\" first", path)
+	}
+	return d.Marker, nil
+}
+
+// Restored says when the directory was restored; nil if it never was.
+func (d *Dir) Restored() (*Restored, error) {
+	data, err := os.ReadFile(d.Join(FileRestored))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var r Restored
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err != nil {
+		return nil, exit.Errorf(exit.Data, "%s is damaged: restore the backup again", d.Join(FileRestored))
+	}
+	return &r, nil
 }
 
 // Options are what Open needs to know.
@@ -79,7 +121,7 @@ func Open(o Options) (*Dir, error) {
 	if err != nil {
 		return nil, exit.With(exit.Data, err)
 	}
-	if err := prepare(path); err != nil {
+	if err := Prepare(path); err != nil {
 		return nil, err
 	}
 	d := &Dir{Path: path, now: o.Now, free: freeSpace}
@@ -95,14 +137,18 @@ func Open(o Options) (*Dir, error) {
 	return d, nil
 }
 
-// prepare makes the directory or checks that an existing one is for us alone.
-func prepare(path string) error {
+// Prepare makes the directory or checks that an existing one is for us alone.
+func Prepare(path string) error {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		if errors.Is(err, syscall.ENOTDIR) {
 			return exit.Errorf(exit.Data, "%s is not a directory: choose another by --data", path)
 		}
 		return trust.Disk(fmt.Errorf("making the data directory: %w", err))
 	}
+	return ours(path)
+}
+
+func ours(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return exit.With(exit.Data, err)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -21,6 +22,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/issuer"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/datadir"
+	"github.com/sallyport-pki/sallyport/cli/internal/exit"
 )
 
 // DefaultTrustDomain is the name of a trust domain that nobody named.
@@ -150,6 +152,43 @@ func (c *Config) databases() {
 			*d.dsn = filepath.Join(c.Data, name+".db")
 		}
 	}
+}
+
+// Places says where everything lies, after filling in defaults.
+func (c Config) Places() (datadir.Places, error) {
+	if err := c.complete(); err != nil {
+		return datadir.Places{}, exit.With(exit.Usage, err)
+	}
+	c.databases()
+	p := datadir.Places{Data: c.Data, Databases: map[string]string{}}
+	for service, file := range map[string]string{
+		inventory.Name: sqliteFile(c.Inventory.Database.Driver, c.Inventory.Database.DSN),
+		deployer.Name:  sqliteFile(c.Deployer.Database.Driver, c.Deployer.Database.DSN),
+		issuer.Name:    sqliteFile(c.Issuer.Database.Driver, c.Issuer.Database.DSN),
+		audit.Name:     sqliteFile(c.Audit.Database.Driver, c.Audit.Database.DSN),
+	} {
+		if file == "" {
+			p.Server = append(p.Server, service)
+		} else {
+			p.Databases[service] = file
+		}
+	}
+	slices.Sort(p.Server)
+	for into, from := range map[*string]string{&p.KEK: c.KEK, &p.Audit: c.Audit.Directory, &p.Secrets: c.Issuer.SecretsDir} {
+		abs, err := filepath.Abs(from)
+		if err != nil {
+			return p, exit.With(exit.Usage, err)
+		}
+		*into = abs
+	}
+	for service, file := range p.Databases {
+		abs, err := filepath.Abs(file)
+		if err != nil {
+			return p, exit.With(exit.Usage, err)
+		}
+		p.Databases[service] = abs
+	}
+	return p, nil
 }
 
 func fill(s *string, def string) {
