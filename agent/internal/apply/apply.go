@@ -21,6 +21,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 )
@@ -183,7 +184,9 @@ func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, p
 	if err := m.save(rec); err != nil {
 		return m.Refuse(job, err)
 	}
+	crash.At(crash.Begun)
 	rec.Staged, err = place.Stage(ctx, pair)
+	crash.At(crash.FilesStaged)
 	if err == nil {
 		err = m.move(rec, Staged)
 	}
@@ -193,6 +196,7 @@ func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, p
 		m.end(ctx, rec, Failed, TakenBack, troubleOf(err), connector.Sight{Address: place.Address()})
 		return *rec.Report
 	}
+	crash.At(crash.StageKept)
 	m.finish(ctx, rec)
 	return *rec.Report
 }
@@ -206,7 +210,9 @@ func (m *Machine) finish(ctx context.Context, rec *record) {
 				m.fail(ctx, rec, troubleOf(err))
 				continue
 			}
+			crash.At(crash.Reloaded)
 			m.must(ctx, rec, Activated)
+			crash.At(crash.ActivateKept)
 		case Verifying:
 			m.verify(ctx, rec)
 		case Settling:
@@ -219,6 +225,7 @@ func (m *Machine) finish(ctx context.Context, rec *record) {
 
 func (m *Machine) verify(ctx context.Context, rec *record) {
 	sight := rec.place.Verify(ctx, rec.leaf, m.VerifyWait)
+	crash.At(crash.Verified)
 	switch {
 	case sight.View == connector.Right:
 		m.settle(ctx, rec, Served, nil, sight)
@@ -242,9 +249,11 @@ func (m *Machine) settle(ctx context.Context, rec *record, outcome Outcome, why 
 }
 
 func (m *Machine) commit(ctx context.Context, rec *record) {
+	crash.At(crash.SettledKept)
 	if err := rec.place.Commit(ctx, rec.Staged); err != nil {
 		m.Log.WarnContext(ctx, "old files stay beside the new ones", "assignment", rec.Job.Assignment, "error", err)
 	}
+	crash.At(crash.OldDropped)
 	m.must(ctx, rec, Committed)
 }
 
@@ -262,6 +271,7 @@ func (m *Machine) restore(ctx context.Context, rec *record) {
 		why = &trouble{ReasonInterrupted, "the installation was interrupted"}
 	}
 	failed := rec.place.Restore(ctx, rec.Staged)
+	crash.At(crash.FilesBack)
 	sight, wrong := m.asBefore(ctx, rec)
 	if failed != nil && wrong == nil {
 		// A hook that fails once more does no harm where the old pair is in place and served.

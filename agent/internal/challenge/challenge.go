@@ -20,6 +20,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
 	"github.com/sallyport-pki/sallyport/agent/internal/pace"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 )
 
 const (
@@ -188,7 +189,9 @@ func (r *Responder) tell(ctx context.Context, id, message string) time.Time {
 	if len(message) > maxMessage {
 		message = message[:maxMessage]
 	}
+	crash.At(crash.ChallengeUp)
 	err := r.Report(ctx, &agentv1.ReportChallengeRequest{Challenge: id, Ready: ready, Message: message})
+	crash.At(crash.ChallengeTold)
 	if err != nil && pace.Passing(err) {
 		s.until = r.Now().Add(s.pace.After(err))
 		return s.until

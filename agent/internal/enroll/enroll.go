@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -42,6 +43,7 @@ func (s *Store) Enroll(ctx context.Context, j Join) (*Identity, error) {
 		return nil, err
 	}
 	defer conn.Close()
+	crash.At(crash.EnrolKeyMade)
 	resp, err := agentv1.NewAgentServiceClient(conn).Enroll(ctx, &agentv1.EnrollRequest{
 		TokenId: j.Token.ID, TokenSecret: j.Token.Secret, Csr: csr, Host: j.Host, Info: j.Info,
 	})
@@ -58,7 +60,10 @@ func (s *Store) Enroll(ctx context.Context, j Join) (*Identity, error) {
 	if _, _, err := x509svid.Verify(id.SVID.Certificates, conn.Bundle(), x509svid.WithTime(id.Expires())); err != nil {
 		return nil, fmt.Errorf("enrolling at %s: the identity granted is not of the root the join token names: %w", j.Server, err)
 	}
-	return id, s.adopt(rec, id, recordPending)
+	crash.At(crash.EnrolGranted)
+	err = s.adopt(rec, id, recordPending)
+	crash.At(crash.EnrolKept)
+	return id, err
 }
 
 // plain takes out of a call's error what only a programmer wants to read. What

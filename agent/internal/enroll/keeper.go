@@ -16,6 +16,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/pace"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -116,6 +117,7 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	crash.At(crash.RenewKeyMade)
 	resp, err := k.Client.RenewIdentity(ctx, &agentv1.RenewIdentityRequest{Csr: csr})
 	if f := fault.Of(err); f != nil && f.Reason == rpc.ReasonCertificateExpired { // by the server's clock
 		return k.returnWith(ctx, recordCurrent)
@@ -126,7 +128,10 @@ func (k *Keeper) renew(ctx context.Context) error {
 	if _, err := rec.grant(resp.GetGrant(), key); err != nil {
 		return fmt.Errorf("renewing the identity: %w", err)
 	}
-	return k.Store.write(recordNext, rec)
+	crash.At(crash.RenewGranted)
+	err = k.Store.write(recordNext, rec)
+	crash.At(crash.RenewKept)
+	return err
 }
 
 // try uses the new identity once; if the server takes it, it is the one in use.
@@ -143,6 +148,7 @@ func (k *Keeper) try(ctx context.Context, next *Identity) error {
 	if err != nil { // the server may know it already: it is given up for nothing less
 		return fmt.Errorf("trying the new identity: %w", err)
 	}
+	crash.At(crash.RenewTried)
 	return k.take(ctx, recordNext, next)
 }
 
@@ -157,6 +163,7 @@ func (k *Keeper) take(ctx context.Context, name string, id *Identity) error {
 	if err := k.Store.adopt(rec, id, name); err != nil {
 		return err
 	}
+	crash.At(crash.RenewAdopted)
 	k.Log.InfoContext(ctx, "identity renewed", "spiffe_id", id.SVID.ID.String(), "expires", id.Expires(), "renew_at", id.RenewAt)
 	k.Renewed()
 	return nil

@@ -20,6 +20,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/scan"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 )
 
 const (
@@ -240,6 +241,7 @@ func (o *Observer) send(ctx context.Context, call *agentv1.ReportObservationRequ
 	if err != nil {
 		return err
 	}
+	crash.At(crash.ObservationSent)
 	if resp.GetTime() != nil && call.ScanId == "" { // heartbeats come from one goroutine
 		o.compare(ctx, before, resp.GetTime().AsTime())
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 )
 
 const (
@@ -73,7 +74,9 @@ func (d *Desired) Apply(ctx context.Context, m *agentv1.SubscribeResponse) error
 	if err != nil {
 		return fmt.Errorf("encoding desired state: %w", err)
 	}
-	return d.folder.Put(desiredName, data)
+	err = d.folder.Put(desiredName, data)
+	crash.At(crash.AssignmentKept)
+	return err
 }
 
 func (d *Desired) merge(ctx context.Context, m *agentv1.SubscribeResponse) {

@@ -26,6 +26,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/plan"
 	"github.com/sallyport-pki/sallyport/agent/internal/spool"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 )
@@ -160,6 +161,7 @@ func (r *Reconciler) pass(ctx context.Context, watch bool) (next time.Time) {
 func (r *Reconciler) forget(ctx context.Context, id string) {
 	r.Log.InfoContext(ctx, "assignment withdrawn, what is installed stays", "assignment", id)
 	r.Progress.Forget(ctx, id)
+	crash.At(crash.Forgotten)
 	delete(r.csrs, id)
 	delete(r.said, id)
 	if err := r.Keys.Forget(id, 1<<62); err != nil {
@@ -220,11 +222,13 @@ func (r *Reconciler) submit(ctx context.Context, a plan.Assignment) time.Time {
 		r.refuse(ctx, a, err)
 		return time.Time{}
 	}
+	crash.At(crash.KeyMade)
 	err = r.Submit(ctx, &agentv1.SubmitCSRRequest{
 		Assignment: a.Assignment, Generation: a.Generation, Attempt: a.Attempt, Csr: pending.CSR,
 	})
 	switch {
 	case err == nil:
+		crash.At(crash.CSRSent)
 		r.Log.InfoContext(ctx, "CSR handed in", "assignment", a.Assignment, "generation", a.Generation, "attempt", a.Attempt, "target", a.Target)
 		h.until = r.Now().Add(resubmit)
 	case ctx.Err() != nil:
@@ -340,15 +344,19 @@ func (r *Reconciler) refuse(ctx context.Context, a plan.Assignment, err error) {
 func (r *Reconciler) conclude(ctx context.Context, report apply.Report) {
 	ctx = context.WithoutCancel(ctx)
 	r.Spool.Put(ctx, message(report))
+	crash.At(crash.ReportKept)
 	r.Progress.Keep(ctx, report)
+	crash.At(crash.ProgressKept)
 	if report.Outcome == apply.Served || report.Outcome == apply.Installed {
 		if err := r.Keys.Forget(report.Assignment, report.Generation); err != nil {
 			r.Log.ErrorContext(ctx, "keys cannot be erased", "assignment", report.Assignment, "error", err)
 		}
 	}
+	crash.At(crash.KeysForgotten)
 	if err := r.Machine.Done(report.Assignment); err != nil {
 		r.Log.ErrorContext(ctx, "journal cannot be closed", "assignment", report.Assignment, "error", err)
 	}
+	crash.At(crash.JournalClosed)
 	r.Log.Log(ctx, levels[report.Outcome], "assignment concluded", "assignment", report.Assignment, "generation", report.Generation, "attempt", report.Attempt,
 		"outcome", string(report.Outcome), "reason", report.Reason, "message", report.Message, "address", report.Address, "served", string(report.Served))
 }

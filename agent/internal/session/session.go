@@ -18,6 +18,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/plan"
 	"github.com/sallyport-pki/sallyport/agent/internal/spool"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 )
 
@@ -148,7 +149,9 @@ func (s *Session) Send(ctx context.Context) error {
 		}
 		if err == nil {
 			wait.Reset()
+			crash.At(crash.ReportSent)
 			err = confirm()
+			crash.At(crash.ReportConfirmed)
 		}
 		if err == nil {
 			continue

@@ -127,6 +127,7 @@ func (s *site) start(ctx context.Context) error {
 		}
 	}
 	// All is made: from now on a missing file is a loss and no first start.
+	crash.At(crash.DirComplete)
 	if err := s.dir.Complete(); err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/nats-io/nats.go/jetstream"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -140,7 +141,9 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 	switch {
 	case err == nil:
 		// An acknowledgement that gets lost brings the message again, and the inbox drops it.
+		crash.At(crash.EventHandled)
 		err = doubleAck(ctx, m)
+		crash.At(crash.EventAcked)
 	case errors.Is(err, errUndecodable):
 		err = m.TermWithReason("undecodable")
 	default:

@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/lease"
 	"golang.org/x/sync/errgroup"
@@ -206,6 +207,7 @@ func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, erro
 	if !slices.Contains(stored, true) {
 		return 0, nil
 	}
+	crash.At(crash.EventsPassed)
 	n := 0
 	err := r.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		n = 0
@@ -223,6 +225,7 @@ func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, erro
 		}
 		return nil
 	})
+	crash.At(crash.EventsMarked)
 	return n, err
 }
 

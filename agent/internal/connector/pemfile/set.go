@@ -24,6 +24,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 )
@@ -289,11 +290,14 @@ func Swap(staged connector.Staged) error {
 			return failed("keeping the old file", f.Spot, err)
 		}
 	}
+	crash.At(crash.OldKept)
 	for _, f := range files {
 		if err := with(f.Spot, f.putNew); err != nil {
 			return failed("putting the new file in place", f.Spot, err)
 		}
+		crash.At(crash.FileSwapped)
 	}
+	crash.At(crash.AllSwapped)
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
@@ -181,6 +182,7 @@ func (f *Feed) send(ctx context.Context, at place, size uint64) (place, error) {
 		// Stored before, and its answer lost: the stream's last message says where to go on.
 		return at, fmt.Errorf("records from position %d were published already", at.next)
 	}
+	crash.At(crash.FeedPublished)
 	next := place{at.next + count, ack.Sequence}
 	return next, f.c.Store.SetPublished(ctx, next.next)
 }

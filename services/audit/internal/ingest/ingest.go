@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 )
@@ -195,12 +196,14 @@ func (i *Ingest) record(ctx context.Context, b batch) error {
 		i.c.Log.ErrorContext(ctx, "facts cannot be recorded: they wait at JetStream", "events", len(b.records), "attempt", failures+1, "retry_in", pause, "error", err)
 		sleep(ctx, pause/2+rand.N(pause/2))
 	}
+	crash.At(crash.Indexed)
 	for _, m := range b.messages {
 		// An acknowledgement that gets lost brings the message again, and the index knows its events.
 		if err := m.Ack(); err != nil {
 			i.c.Log.WarnContext(ctx, "acknowledging facts", "error", err)
 		}
 	}
+	crash.At(crash.Acked)
 	return nil
 }
 

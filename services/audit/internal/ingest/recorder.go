@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
@@ -60,6 +61,7 @@ func (r *Recorder) Record(ctx context.Context, records []record.Encoded) error {
 	if err != nil {
 		return err
 	}
+	crash.At(crash.Appended)
 	entries := make([]store.Entry, len(fresh))
 	for i, rec := range fresh {
 		entries[i] = store.Entry{Position: positions[i], Record: rec.Head}

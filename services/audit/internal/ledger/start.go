@@ -16,6 +16,7 @@ import (
 	"syscall"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/transparency-dev/merkle/compact"
 	"github.com/transparency-dev/merkle/rfc6962"
@@ -104,7 +105,9 @@ func makeKey(path, origin string) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(path, []byte(private+"\n"), 0o600)
+	err = writeFile(path, []byte(private+"\n"), 0o600)
+	crash.At(crash.LogKeyMade)
+	return err
 }
 
 // publicOf gives the verifier of a signer's text, "PRIVATE+KEY+<name>+<hash>+<base64 of algorithm and seed>".

@@ -7,6 +7,7 @@ import (
 
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/fleet"
 )
@@ -71,10 +72,12 @@ func (a *agents) RenewIdentity(ctx context.Context, req *agentv1.RenewIdentityRe
 }
 
 func (a *agents) grant(host string, k fleet.Key) (*agentv1.IdentityGrant, error) {
+	crash.At(crash.AgentStored)
 	g, err := a.Granter.Grant(host, k)
 	if err != nil {
 		return nil, fault.New(fault.Internal, fault.ReasonInternal, "granting an identity to %s: %w", host, err)
 	}
+	crash.At(crash.SVIDSigned)
 	return &agentv1.IdentityGrant{Chain: g.Chain, Bundle: g.Bundle, RenewAt: timestamppb.New(g.RenewAt)}, nil
 }
 
@@ -90,6 +93,7 @@ func (a *agents) SubmitCSR(ctx context.Context, req *agentv1.SubmitCSRRequest) (
 	if err := a.Store.TakeCSR(ctx, host, req.GetAssignment(), req.GetGeneration(), req.GetAttempt(), req.GetCsr()); err != nil {
 		return nil, err
 	}
+	crash.At(crash.CSRStored)
 	return &agentv1.SubmitCSRResponse{}, nil
 }
 
@@ -106,6 +110,7 @@ func (a *agents) ReportAssignment(ctx context.Context, req *agentv1.ReportAssign
 	if err := a.Store.TakeReport(ctx, host, report); err != nil {
 		return nil, err
 	}
+	crash.At(crash.ReportStored)
 	return &agentv1.ReportAssignmentResponse{}, nil
 }
 

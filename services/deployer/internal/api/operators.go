@@ -15,6 +15,7 @@ import (
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
 	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/fleet"
@@ -60,6 +61,7 @@ func (o *operators) ApplyDeployment(ctx context.Context, req *deployerv1.ApplyDe
 		return nil, err
 	}
 	applied, err := o.Store.Apply(ctx, d, req.GetValidateOnly())
+	crash.At(crash.Deployed)
 	if err != nil {
 		return nil, err
 	}
@@ -173,6 +175,7 @@ func (o *operators) DeleteDeployment(ctx context.Context, req *deployerv1.Delete
 	if err := o.Store.DeleteDeployment(ctx, req.GetName(), reason); err != nil {
 		return nil, err
 	}
+	crash.At(crash.Withdrawn)
 	return &deployerv1.DeleteDeploymentResponse{}, nil
 }
 
@@ -191,6 +194,7 @@ func (o *operators) RenewDeployment(ctx context.Context, req *deployerv1.RenewDe
 		}
 	}
 	list, err := o.Store.Renew(ctx, req.GetName(), req.GetHost(), reason, req.GetRequestId())
+	crash.At(crash.RenewalStored)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
@@ -103,6 +104,7 @@ func (l *Loops) request(ctx context.Context, id string, left *leftovers) {
 	}
 	ctx = trace.With(ctx, trace.Link{Trace: q.Assignment.Trace})
 	answer, err := l.ask(ctx, q)
+	crash.At(crash.IssuerAsked)
 	switch {
 	case ctx.Err() != nil:
 		return
@@ -117,6 +119,7 @@ func (l *Loops) request(ctx context.Context, id string, left *leftovers) {
 		err = l.Store.FailRequest(ctx, q.Assignment, orElse(answer.Reason, "REFUSED"), clip(answer.Message))
 	case answer.Certificate.Fingerprint != "":
 		err = l.Store.Issue(ctx, q.Assignment, answer.Certificate, answer.Chain)
+		crash.At(crash.AnswerStored)
 	default:
 		err = l.Store.PostponeRequest(ctx, q, l.Now().Add(l.AskEvery), true)
 	}
@@ -175,6 +178,7 @@ func (l *Loops) intent(ctx context.Context, in store.Intent) {
 	} else {
 		err = l.Peers.Cancel(ctx, in.Request, in.Message)
 	}
+	crash.At(crash.IntentTold)
 	switch {
 	case err == nil:
 		err = l.Store.FinishIntent(ctx, in)

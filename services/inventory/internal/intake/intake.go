@@ -11,6 +11,7 @@ import (
 	"time"
 
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
@@ -48,7 +49,9 @@ func (in Intake) Handle(ctx context.Context, tx db.Tx, events []*eventv1.Event) 
 			return err
 		}
 	}
-	return in.Store.RecordIssued(ctx, tx, all) // in whatever order, facts add up to the same
+	err := in.Store.RecordIssued(ctx, tx, all) // in whatever order, facts add up to the same
+	crash.At(crash.Observed)
+	return err
 }
 
 func (in Intake) one(ctx context.Context, tx db.Tx, e *eventv1.Event) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority/acme"
@@ -141,7 +142,9 @@ func (a *Adviser) ask(ctx context.Context, c *store.WindowClaim) error {
 	if err != nil && !next.IsZero() {
 		a.Log.WarnContext(ctx, "no renewal window", "fingerprint", string(c.Fingerprint), "next", next, "error", err)
 	}
-	return a.Store.SaveWindow(context.WithoutCancel(ctx), c, w, next, fails)
+	err = a.Store.SaveWindow(context.WithoutCancel(ctx), c, w, next, fails)
+	crash.At(crash.AdviceStored)
+	return err
 }
 
 func (a *Adviser) window(ctx context.Context, c *store.WindowClaim) (acme.Window, error) {

@@ -14,6 +14,7 @@ import (
 
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
 	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/pki"
@@ -381,6 +382,7 @@ func (s *Server) ReportChallenge(ctx context.Context, req *issuerv1.ReportChalle
 	if err := s.c.Worker.Report(ctx, req.GetChallengeId(), req.GetReady(), req.GetMessage()); err != nil {
 		return nil, err
 	}
+	crash.At(crash.ChallengeHere)
 	return &issuerv1.ReportChallengeResponse{}, nil
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/services/internal/secret"
@@ -135,7 +136,9 @@ func (c *Catalogue) createAuthority(ctx context.Context, spec authority.Spec, va
 	if err != nil {
 		return store.Authority{}, false, fmt.Errorf("making authority %s: %w", spec.Name, err)
 	}
+	crash.At(crash.CAMade)
 	stored, err := c.Store.CreateAuthority(ctx, a)
+	crash.At(crash.CAStored)
 	return stored, err == nil, err
 }
 

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/trace"
@@ -77,6 +78,7 @@ func (d *Desk) Submit(ctx context.Context, w Wish) (issuance.Request, error) {
 		if err != nil {
 			return d.already(ctx, r, err)
 		}
+		crash.At(crash.Signed)
 		stored, _, err := d.Store.Begin(ctx, decision)
 		if errors.Is(err, store.ErrStale) {
 			continue
@@ -84,6 +86,7 @@ func (d *Desk) Submit(ctx context.Context, w Wish) (issuance.Request, error) {
 		if err != nil {
 			return issuance.Request{}, err
 		}
+		crash.At(crash.RequestStored)
 		return stored, refusal(stored)
 	}
 	return issuance.Request{}, fault.New(fault.Conflict, store.ReasonChangedMeanwhile, "the profile %q keeps changing: try again", w.Profile)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/trace"
@@ -154,7 +155,9 @@ func (w *Worker) work(ctx context.Context, c *store.Claim) {
 		if w.Crash("before " + string(c.Request.State)) {
 			return
 		}
+		crash.In(crash.CAAsked, string(c.Request.State))
 		p, failure := w.step(bounded, c, fresh)
+		crash.In(crash.CAAnswered, string(c.Request.State))
 		if w.Crash("after " + string(c.Request.State)) {
 			return
 		}
@@ -162,12 +165,14 @@ func (w *Worker) work(ctx context.Context, c *store.Claim) {
 			w.release(bounded, log, c)
 			return
 		}
+		from := c.Request.State
 		ch := decide(c.Request, c.Polls, p, failure, w.Rules, w.Now())
 		if err := w.apply(bounded, c, ch); err != nil {
 			log.WarnContext(ctx, "the request's progress is not stored", "state", string(c.Request.State), "error", err)
 			w.release(bounded, log, c)
 			return
 		}
+		crash.In(crash.StepStored, string(from))
 		w.tell(ctx, log, c, ch, failure)
 		w.problems.after(bounded, c.AuthorityUID, ch, failure)
 		if !ch.Keep {

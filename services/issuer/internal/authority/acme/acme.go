@@ -29,6 +29,7 @@ import (
 	"github.com/go-acme/lego/v4/acme/api"
 	legolog "github.com/go-acme/lego/v4/log"
 
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 )
@@ -220,6 +221,7 @@ func (ca *CA) registered(ctx context.Context) (authority.Account, error) {
 		}
 		next.Contacts = ca.cfg.Settings.Contacts
 	}
+	crash.At(crash.Registered)
 	if err := ca.cfg.Save(ctx, next); err != nil {
 		return authority.Account{}, err
 	}
