@@ -29,6 +29,75 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// StepKind says what an agent was doing.
+type StepKind int32
+
+const (
+	// Not said.
+	StepKind_STEP_KIND_UNSPECIFIED StepKind = 0
+	// Making the key and the CSR.
+	StepKind_STEP_KIND_KEY StepKind = 1
+	// The whole installation; the steps below are parts of it.
+	StepKind_STEP_KIND_INSTALL StepKind = 2
+	// Laying the new pair beside the old one, and having the server check it.
+	StepKind_STEP_KIND_STAGE StepKind = 3
+	// Putting the pair in place and reloading the server.
+	StepKind_STEP_KIND_RELOAD StepKind = 4
+	// Connecting to see what is served.
+	StepKind_STEP_KIND_VERIFY StepKind = 5
+	// Putting the old pair back.
+	StepKind_STEP_KIND_RESTORE StepKind = 6
+)
+
+// Enum value maps for StepKind.
+var (
+	StepKind_name = map[int32]string{
+		0: "STEP_KIND_UNSPECIFIED",
+		1: "STEP_KIND_KEY",
+		2: "STEP_KIND_INSTALL",
+		3: "STEP_KIND_STAGE",
+		4: "STEP_KIND_RELOAD",
+		5: "STEP_KIND_VERIFY",
+		6: "STEP_KIND_RESTORE",
+	}
+	StepKind_value = map[string]int32{
+		"STEP_KIND_UNSPECIFIED": 0,
+		"STEP_KIND_KEY":         1,
+		"STEP_KIND_INSTALL":     2,
+		"STEP_KIND_STAGE":       3,
+		"STEP_KIND_RELOAD":      4,
+		"STEP_KIND_VERIFY":      5,
+		"STEP_KIND_RESTORE":     6,
+	}
+)
+
+func (x StepKind) Enum() *StepKind {
+	p := new(StepKind)
+	*p = x
+	return p
+}
+
+func (x StepKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (StepKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_sallyport_agent_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (StepKind) Type() protoreflect.EnumType {
+	return &file_sallyport_agent_v1_agent_proto_enumTypes[0]
+}
+
+func (x StepKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use StepKind.Descriptor instead.
+func (StepKind) EnumDescriptor() ([]byte, []int) {
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 // Outcome says how the work on a target ended.
 type Outcome int32
 
@@ -78,11 +147,11 @@ func (x Outcome) String() string {
 }
 
 func (Outcome) Descriptor() protoreflect.EnumDescriptor {
-	return file_sallyport_agent_v1_agent_proto_enumTypes[0].Descriptor()
+	return file_sallyport_agent_v1_agent_proto_enumTypes[1].Descriptor()
 }
 
 func (Outcome) Type() protoreflect.EnumType {
-	return &file_sallyport_agent_v1_agent_proto_enumTypes[0]
+	return &file_sallyport_agent_v1_agent_proto_enumTypes[1]
 }
 
 func (x Outcome) Number() protoreflect.EnumNumber {
@@ -91,7 +160,7 @@ func (x Outcome) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Outcome.Descriptor instead.
 func (Outcome) EnumDescriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{1}
 }
 
 // AgentInfo describes the program and the host.
@@ -781,7 +850,9 @@ type Assignment struct {
 	// Whether a CSR for this generation and attempt has been taken in.
 	CsrReceived bool `protobuf:"varint,8,opt,name=csr_received,json=csrReceived,proto3" json:"csr_received,omitempty"`
 	// Not before this moment; zero means now.
-	NotBefore     *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	NotBefore *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=not_before,json=notBefore,proto3" json:"not_before,omitempty"`
+	// W3C traceparent of the story this belongs to, to be sent along with what is said about it; may be empty.
+	Traceparent   string `protobuf:"bytes,10,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -879,6 +950,13 @@ func (x *Assignment) GetNotBefore() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Assignment) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
 // Target is one place on this host where a certificate must be live.
 type Target struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -954,8 +1032,10 @@ type Challenge struct {
 	Token string `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
 	// Body to answer with.
 	KeyAuthorization string `protobuf:"bytes,4,opt,name=key_authorization,json=keyAuthorization,proto3" json:"key_authorization,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// W3C traceparent of the story this belongs to, to be sent along with the report; may be empty.
+	Traceparent   string `protobuf:"bytes,5,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Challenge) Reset() {
@@ -1016,6 +1096,86 @@ func (x *Challenge) GetKeyAuthorization() string {
 	return ""
 }
 
+func (x *Challenge) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+// Step is how long a part of the work took, for the trace. It decides nothing.
+type Step struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What.
+	Kind StepKind `protobuf:"varint,1,opt,name=kind,proto3,enum=sallyport.agent.v1.StepKind" json:"kind,omitempty"`
+	// From when, by the host's clock.
+	Begun *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=begun,proto3" json:"begun,omitempty"`
+	// Until when.
+	Ended *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=ended,proto3" json:"ended,omitempty"`
+	// Whether it did not work.
+	Failed        bool `protobuf:"varint,4,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Step) Reset() {
+	*x = Step{}
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Step) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Step) ProtoMessage() {}
+
+func (x *Step) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Step.ProtoReflect.Descriptor instead.
+func (*Step) Descriptor() ([]byte, []int) {
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Step) GetKind() StepKind {
+	if x != nil {
+		return x.Kind
+	}
+	return StepKind_STEP_KIND_UNSPECIFIED
+}
+
+func (x *Step) GetBegun() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Begun
+	}
+	return nil
+}
+
+func (x *Step) GetEnded() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *Step) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
 // SubmitCSRRequest hands in a CSR.
 type SubmitCSRRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1026,14 +1186,16 @@ type SubmitCSRRequest struct {
 	// Its attempt.
 	Attempt int32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// PKCS#10 in DER, at most 16 KiB.
-	Csr           []byte `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
+	Csr []byte `protobuf:"bytes,4,opt,name=csr,proto3" json:"csr,omitempty"`
+	// What it took, at most 16.
+	Steps         []*Step `protobuf:"bytes,5,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SubmitCSRRequest) Reset() {
 	*x = SubmitCSRRequest{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1207,7 @@ func (x *SubmitCSRRequest) String() string {
 func (*SubmitCSRRequest) ProtoMessage() {}
 
 func (x *SubmitCSRRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1220,7 @@ func (x *SubmitCSRRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitCSRRequest.ProtoReflect.Descriptor instead.
 func (*SubmitCSRRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SubmitCSRRequest) GetAssignment() string {
@@ -1089,6 +1251,13 @@ func (x *SubmitCSRRequest) GetCsr() []byte {
 	return nil
 }
 
+func (x *SubmitCSRRequest) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 // SubmitCSRResponse confirms that the CSR is stored.
 type SubmitCSRResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1098,7 +1267,7 @@ type SubmitCSRResponse struct {
 
 func (x *SubmitCSRResponse) Reset() {
 	*x = SubmitCSRResponse{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1110,7 +1279,7 @@ func (x *SubmitCSRResponse) String() string {
 func (*SubmitCSRResponse) ProtoMessage() {}
 
 func (x *SubmitCSRResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1123,7 +1292,7 @@ func (x *SubmitCSRResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SubmitCSRResponse.ProtoReflect.Descriptor instead.
 func (*SubmitCSRResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 // ReportAssignmentRequest says how an assignment went.
@@ -1148,14 +1317,18 @@ type ReportAssignmentRequest struct {
 	// What an operator should know, at most 2 KiB.
 	Message string `protobuf:"bytes,9,opt,name=message,proto3" json:"message,omitempty"`
 	// When, by the host's clock.
-	Time          *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=time,proto3" json:"time,omitempty"`
+	Time *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=time,proto3" json:"time,omitempty"`
+	// The assignment's traceparent, kept with the report until it is sent.
+	Traceparent string `protobuf:"bytes,11,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// What it took, at most 16.
+	Steps         []*Step `protobuf:"bytes,12,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportAssignmentRequest) Reset() {
 	*x = ReportAssignmentRequest{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1340,7 @@ func (x *ReportAssignmentRequest) String() string {
 func (*ReportAssignmentRequest) ProtoMessage() {}
 
 func (x *ReportAssignmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1353,7 @@ func (x *ReportAssignmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAssignmentRequest.ProtoReflect.Descriptor instead.
 func (*ReportAssignmentRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportAssignmentRequest) GetReportId() string {
@@ -1253,6 +1426,20 @@ func (x *ReportAssignmentRequest) GetTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *ReportAssignmentRequest) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
+}
+
+func (x *ReportAssignmentRequest) GetSteps() []*Step {
+	if x != nil {
+		return x.Steps
+	}
+	return nil
+}
+
 // ReportAssignmentResponse confirms that the report is stored.
 type ReportAssignmentResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1262,7 +1449,7 @@ type ReportAssignmentResponse struct {
 
 func (x *ReportAssignmentResponse) Reset() {
 	*x = ReportAssignmentResponse{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1274,7 +1461,7 @@ func (x *ReportAssignmentResponse) String() string {
 func (*ReportAssignmentResponse) ProtoMessage() {}
 
 func (x *ReportAssignmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1287,7 +1474,7 @@ func (x *ReportAssignmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAssignmentResponse.ProtoReflect.Descriptor instead.
 func (*ReportAssignmentResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 // ReportChallengeRequest says whether a challenge can be answered.
@@ -1305,7 +1492,7 @@ type ReportChallengeRequest struct {
 
 func (x *ReportChallengeRequest) Reset() {
 	*x = ReportChallengeRequest{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1317,7 +1504,7 @@ func (x *ReportChallengeRequest) String() string {
 func (*ReportChallengeRequest) ProtoMessage() {}
 
 func (x *ReportChallengeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1330,7 +1517,7 @@ func (x *ReportChallengeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportChallengeRequest.ProtoReflect.Descriptor instead.
 func (*ReportChallengeRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ReportChallengeRequest) GetChallenge() string {
@@ -1363,7 +1550,7 @@ type ReportChallengeResponse struct {
 
 func (x *ReportChallengeResponse) Reset() {
 	*x = ReportChallengeResponse{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1375,7 +1562,7 @@ func (x *ReportChallengeResponse) String() string {
 func (*ReportChallengeResponse) ProtoMessage() {}
 
 func (x *ReportChallengeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1388,7 +1575,7 @@ func (x *ReportChallengeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportChallengeResponse.ProtoReflect.Descriptor instead.
 func (*ReportChallengeResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 // ReportObservationRequest is a heartbeat and what a scan saw.
@@ -1410,7 +1597,7 @@ type ReportObservationRequest struct {
 
 func (x *ReportObservationRequest) Reset() {
 	*x = ReportObservationRequest{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +1609,7 @@ func (x *ReportObservationRequest) String() string {
 func (*ReportObservationRequest) ProtoMessage() {}
 
 func (x *ReportObservationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +1622,7 @@ func (x *ReportObservationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportObservationRequest.ProtoReflect.Descriptor instead.
 func (*ReportObservationRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ReportObservationRequest) GetInfo() *AgentInfo {
@@ -1484,7 +1671,7 @@ type ReportObservationResponse struct {
 
 func (x *ReportObservationResponse) Reset() {
 	*x = ReportObservationResponse{}
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1496,7 +1683,7 @@ func (x *ReportObservationResponse) String() string {
 func (*ReportObservationResponse) ProtoMessage() {}
 
 func (x *ReportObservationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_sallyport_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1509,7 +1696,7 @@ func (x *ReportObservationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportObservationResponse.ProtoReflect.Descriptor instead.
 func (*ReportObservationResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_sallyport_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReportObservationResponse) GetTime() *timestamppb.Timestamp {
@@ -1572,7 +1759,7 @@ const file_sallyport_agent_v1_agent_proto_rawDesc = "" +
 	"challenges\x121\n" +
 	"\x14withdrawn_challenges\x18\a \x03(\tR\x13withdrawnChallenges\x12H\n" +
 	"\x12heartbeat_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12>\n" +
-	"\rscan_interval\x18\t \x01(\v2\x19.google.protobuf.DurationR\fscanInterval\"\xe5\x02\n" +
+	"\rscan_interval\x18\t \x01(\v2\x19.google.protobuf.DurationR\fscanInterval\"\x87\x03\n" +
 	"\n" +
 	"Assignment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1e\n" +
@@ -1586,19 +1773,27 @@ const file_sallyport_agent_v1_agent_proto_rawDesc = "" +
 	"\x05chain\x18\a \x03(\fR\x05chain\x12!\n" +
 	"\fcsr_received\x18\b \x01(\bR\vcsrReceived\x129\n" +
 	"\n" +
-	"not_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\"\xbd\x01\n" +
+	"not_before\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x12 \n" +
+	"\vtraceparent\x18\n" +
+	" \x01(\tR\vtraceparent\"\xbd\x01\n" +
 	"\x06Target\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tconnector\x18\x02 \x01(\tR\tconnector\x12D\n" +
 	"\bsettings\x18\x03 \x03(\v2(.sallyport.agent.v1.Target.SettingsEntryR\bsettings\x1a;\n" +
 	"\rSettingsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
 	"\tChallenge\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06domain\x18\x02 \x01(\tR\x06domain\x12\x14\n" +
 	"\x05token\x18\x03 \x01(\tR\x05token\x12+\n" +
-	"\x11key_authorization\x18\x04 \x01(\tR\x10keyAuthorization\"~\n" +
+	"\x11key_authorization\x18\x04 \x01(\tR\x10keyAuthorization\x12 \n" +
+	"\vtraceparent\x18\x05 \x01(\tR\vtraceparent\"\xb4\x01\n" +
+	"\x04Step\x120\n" +
+	"\x04kind\x18\x01 \x01(\x0e2\x1c.sallyport.agent.v1.StepKindR\x04kind\x120\n" +
+	"\x05begun\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05begun\x120\n" +
+	"\x05ended\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05ended\x12\x16\n" +
+	"\x06failed\x18\x04 \x01(\bR\x06failed\"\xae\x01\n" +
 	"\x10SubmitCSRRequest\x12\x1e\n" +
 	"\n" +
 	"assignment\x18\x01 \x01(\tR\n" +
@@ -1607,8 +1802,9 @@ const file_sallyport_agent_v1_agent_proto_rawDesc = "" +
 	"generation\x18\x02 \x01(\x03R\n" +
 	"generation\x12\x18\n" +
 	"\aattempt\x18\x03 \x01(\x05R\aattempt\x12\x10\n" +
-	"\x03csr\x18\x04 \x01(\fR\x03csr\"\x13\n" +
-	"\x11SubmitCSRResponse\"\xdb\x02\n" +
+	"\x03csr\x18\x04 \x01(\fR\x03csr\x12.\n" +
+	"\x05steps\x18\x05 \x03(\v2\x18.sallyport.agent.v1.StepR\x05steps\"\x13\n" +
+	"\x11SubmitCSRResponse\"\xad\x03\n" +
 	"\x17ReportAssignmentRequest\x12\x1b\n" +
 	"\treport_id\x18\x01 \x01(\tR\breportId\x12\x1e\n" +
 	"\n" +
@@ -1624,7 +1820,9 @@ const file_sallyport_agent_v1_agent_proto_rawDesc = "" +
 	"\x06reason\x18\b \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\t \x01(\tR\amessage\x12.\n" +
 	"\x04time\x18\n" +
-	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\"\x1a\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12 \n" +
+	"\vtraceparent\x18\v \x01(\tR\vtraceparent\x12.\n" +
+	"\x05steps\x18\f \x03(\v2\x18.sallyport.agent.v1.StepR\x05steps\"\x1a\n" +
 	"\x18ReportAssignmentResponse\"f\n" +
 	"\x16ReportChallengeRequest\x12\x1c\n" +
 	"\tchallenge\x18\x01 \x01(\tR\tchallenge\x12\x14\n" +
@@ -1638,7 +1836,15 @@ const file_sallyport_agent_v1_agent_proto_rawDesc = "" +
 	"\rscan_complete\x18\x04 \x01(\bR\fscanComplete\x12:\n" +
 	"\tsightings\x18\x05 \x03(\v2\x1c.sallyport.event.v1.SightingR\tsightings\"K\n" +
 	"\x19ReportObservationResponse\x12.\n" +
-	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time*\x8c\x01\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time*\xa7\x01\n" +
+	"\bStepKind\x12\x19\n" +
+	"\x15STEP_KIND_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rSTEP_KIND_KEY\x10\x01\x12\x15\n" +
+	"\x11STEP_KIND_INSTALL\x10\x02\x12\x13\n" +
+	"\x0fSTEP_KIND_STAGE\x10\x03\x12\x14\n" +
+	"\x10STEP_KIND_RELOAD\x10\x04\x12\x14\n" +
+	"\x10STEP_KIND_VERIFY\x10\x05\x12\x15\n" +
+	"\x11STEP_KIND_RESTORE\x10\x06*\x8c\x01\n" +
 	"\aOutcome\x12\x17\n" +
 	"\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eOUTCOME_SERVED\x10\x01\x12\x15\n" +
@@ -1670,83 +1876,90 @@ func file_sallyport_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_sallyport_agent_v1_agent_proto_rawDescData
 }
 
-var file_sallyport_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_sallyport_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_sallyport_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_sallyport_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_sallyport_agent_v1_agent_proto_goTypes = []any{
-	(Outcome)(0),                      // 0: sallyport.agent.v1.Outcome
-	(*AgentInfo)(nil),                 // 1: sallyport.agent.v1.AgentInfo
-	(*EnrollRequest)(nil),             // 2: sallyport.agent.v1.EnrollRequest
-	(*EnrollResponse)(nil),            // 3: sallyport.agent.v1.EnrollResponse
-	(*IdentityGrant)(nil),             // 4: sallyport.agent.v1.IdentityGrant
-	(*ReturnRequest)(nil),             // 5: sallyport.agent.v1.ReturnRequest
-	(*ReturnResponse)(nil),            // 6: sallyport.agent.v1.ReturnResponse
-	(*RenewIdentityRequest)(nil),      // 7: sallyport.agent.v1.RenewIdentityRequest
-	(*RenewIdentityResponse)(nil),     // 8: sallyport.agent.v1.RenewIdentityResponse
-	(*SubscribeRequest)(nil),          // 9: sallyport.agent.v1.SubscribeRequest
-	(*SubscribeResponse)(nil),         // 10: sallyport.agent.v1.SubscribeResponse
-	(*Assignment)(nil),                // 11: sallyport.agent.v1.Assignment
-	(*Target)(nil),                    // 12: sallyport.agent.v1.Target
-	(*Challenge)(nil),                 // 13: sallyport.agent.v1.Challenge
-	(*SubmitCSRRequest)(nil),          // 14: sallyport.agent.v1.SubmitCSRRequest
-	(*SubmitCSRResponse)(nil),         // 15: sallyport.agent.v1.SubmitCSRResponse
-	(*ReportAssignmentRequest)(nil),   // 16: sallyport.agent.v1.ReportAssignmentRequest
-	(*ReportAssignmentResponse)(nil),  // 17: sallyport.agent.v1.ReportAssignmentResponse
-	(*ReportChallengeRequest)(nil),    // 18: sallyport.agent.v1.ReportChallengeRequest
-	(*ReportChallengeResponse)(nil),   // 19: sallyport.agent.v1.ReportChallengeResponse
-	(*ReportObservationRequest)(nil),  // 20: sallyport.agent.v1.ReportObservationRequest
-	(*ReportObservationResponse)(nil), // 21: sallyport.agent.v1.ReportObservationResponse
-	nil,                               // 22: sallyport.agent.v1.Target.SettingsEntry
-	(*timestamppb.Timestamp)(nil),     // 23: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 24: google.protobuf.Duration
-	(*v1.Names)(nil),                  // 25: sallyport.type.v1.Names
-	(v1.KeyType)(0),                   // 26: sallyport.type.v1.KeyType
-	(*v11.Sighting)(nil),              // 27: sallyport.event.v1.Sighting
+	(StepKind)(0),                     // 0: sallyport.agent.v1.StepKind
+	(Outcome)(0),                      // 1: sallyport.agent.v1.Outcome
+	(*AgentInfo)(nil),                 // 2: sallyport.agent.v1.AgentInfo
+	(*EnrollRequest)(nil),             // 3: sallyport.agent.v1.EnrollRequest
+	(*EnrollResponse)(nil),            // 4: sallyport.agent.v1.EnrollResponse
+	(*IdentityGrant)(nil),             // 5: sallyport.agent.v1.IdentityGrant
+	(*ReturnRequest)(nil),             // 6: sallyport.agent.v1.ReturnRequest
+	(*ReturnResponse)(nil),            // 7: sallyport.agent.v1.ReturnResponse
+	(*RenewIdentityRequest)(nil),      // 8: sallyport.agent.v1.RenewIdentityRequest
+	(*RenewIdentityResponse)(nil),     // 9: sallyport.agent.v1.RenewIdentityResponse
+	(*SubscribeRequest)(nil),          // 10: sallyport.agent.v1.SubscribeRequest
+	(*SubscribeResponse)(nil),         // 11: sallyport.agent.v1.SubscribeResponse
+	(*Assignment)(nil),                // 12: sallyport.agent.v1.Assignment
+	(*Target)(nil),                    // 13: sallyport.agent.v1.Target
+	(*Challenge)(nil),                 // 14: sallyport.agent.v1.Challenge
+	(*Step)(nil),                      // 15: sallyport.agent.v1.Step
+	(*SubmitCSRRequest)(nil),          // 16: sallyport.agent.v1.SubmitCSRRequest
+	(*SubmitCSRResponse)(nil),         // 17: sallyport.agent.v1.SubmitCSRResponse
+	(*ReportAssignmentRequest)(nil),   // 18: sallyport.agent.v1.ReportAssignmentRequest
+	(*ReportAssignmentResponse)(nil),  // 19: sallyport.agent.v1.ReportAssignmentResponse
+	(*ReportChallengeRequest)(nil),    // 20: sallyport.agent.v1.ReportChallengeRequest
+	(*ReportChallengeResponse)(nil),   // 21: sallyport.agent.v1.ReportChallengeResponse
+	(*ReportObservationRequest)(nil),  // 22: sallyport.agent.v1.ReportObservationRequest
+	(*ReportObservationResponse)(nil), // 23: sallyport.agent.v1.ReportObservationResponse
+	nil,                               // 24: sallyport.agent.v1.Target.SettingsEntry
+	(*timestamppb.Timestamp)(nil),     // 25: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 26: google.protobuf.Duration
+	(*v1.Names)(nil),                  // 27: sallyport.type.v1.Names
+	(v1.KeyType)(0),                   // 28: sallyport.type.v1.KeyType
+	(*v11.Sighting)(nil),              // 29: sallyport.event.v1.Sighting
 }
 var file_sallyport_agent_v1_agent_proto_depIdxs = []int32{
-	1,  // 0: sallyport.agent.v1.EnrollRequest.info:type_name -> sallyport.agent.v1.AgentInfo
-	4,  // 1: sallyport.agent.v1.EnrollResponse.grant:type_name -> sallyport.agent.v1.IdentityGrant
-	23, // 2: sallyport.agent.v1.IdentityGrant.renew_at:type_name -> google.protobuf.Timestamp
-	23, // 3: sallyport.agent.v1.ReturnRequest.time:type_name -> google.protobuf.Timestamp
-	1,  // 4: sallyport.agent.v1.ReturnRequest.info:type_name -> sallyport.agent.v1.AgentInfo
-	4,  // 5: sallyport.agent.v1.ReturnResponse.grant:type_name -> sallyport.agent.v1.IdentityGrant
-	4,  // 6: sallyport.agent.v1.RenewIdentityResponse.grant:type_name -> sallyport.agent.v1.IdentityGrant
-	1,  // 7: sallyport.agent.v1.SubscribeRequest.info:type_name -> sallyport.agent.v1.AgentInfo
-	11, // 8: sallyport.agent.v1.SubscribeResponse.assignments:type_name -> sallyport.agent.v1.Assignment
-	13, // 9: sallyport.agent.v1.SubscribeResponse.challenges:type_name -> sallyport.agent.v1.Challenge
-	24, // 10: sallyport.agent.v1.SubscribeResponse.heartbeat_interval:type_name -> google.protobuf.Duration
-	24, // 11: sallyport.agent.v1.SubscribeResponse.scan_interval:type_name -> google.protobuf.Duration
-	12, // 12: sallyport.agent.v1.Assignment.target:type_name -> sallyport.agent.v1.Target
-	25, // 13: sallyport.agent.v1.Assignment.names:type_name -> sallyport.type.v1.Names
-	26, // 14: sallyport.agent.v1.Assignment.key_type:type_name -> sallyport.type.v1.KeyType
-	23, // 15: sallyport.agent.v1.Assignment.not_before:type_name -> google.protobuf.Timestamp
-	22, // 16: sallyport.agent.v1.Target.settings:type_name -> sallyport.agent.v1.Target.SettingsEntry
-	0,  // 17: sallyport.agent.v1.ReportAssignmentRequest.outcome:type_name -> sallyport.agent.v1.Outcome
-	23, // 18: sallyport.agent.v1.ReportAssignmentRequest.time:type_name -> google.protobuf.Timestamp
-	1,  // 19: sallyport.agent.v1.ReportObservationRequest.info:type_name -> sallyport.agent.v1.AgentInfo
-	23, // 20: sallyport.agent.v1.ReportObservationRequest.time:type_name -> google.protobuf.Timestamp
-	27, // 21: sallyport.agent.v1.ReportObservationRequest.sightings:type_name -> sallyport.event.v1.Sighting
-	23, // 22: sallyport.agent.v1.ReportObservationResponse.time:type_name -> google.protobuf.Timestamp
-	2,  // 23: sallyport.agent.v1.AgentService.Enroll:input_type -> sallyport.agent.v1.EnrollRequest
-	5,  // 24: sallyport.agent.v1.AgentService.Return:input_type -> sallyport.agent.v1.ReturnRequest
-	7,  // 25: sallyport.agent.v1.AgentService.RenewIdentity:input_type -> sallyport.agent.v1.RenewIdentityRequest
-	9,  // 26: sallyport.agent.v1.AgentService.Subscribe:input_type -> sallyport.agent.v1.SubscribeRequest
-	14, // 27: sallyport.agent.v1.AgentService.SubmitCSR:input_type -> sallyport.agent.v1.SubmitCSRRequest
-	16, // 28: sallyport.agent.v1.AgentService.ReportAssignment:input_type -> sallyport.agent.v1.ReportAssignmentRequest
-	18, // 29: sallyport.agent.v1.AgentService.ReportChallenge:input_type -> sallyport.agent.v1.ReportChallengeRequest
-	20, // 30: sallyport.agent.v1.AgentService.ReportObservation:input_type -> sallyport.agent.v1.ReportObservationRequest
-	3,  // 31: sallyport.agent.v1.AgentService.Enroll:output_type -> sallyport.agent.v1.EnrollResponse
-	6,  // 32: sallyport.agent.v1.AgentService.Return:output_type -> sallyport.agent.v1.ReturnResponse
-	8,  // 33: sallyport.agent.v1.AgentService.RenewIdentity:output_type -> sallyport.agent.v1.RenewIdentityResponse
-	10, // 34: sallyport.agent.v1.AgentService.Subscribe:output_type -> sallyport.agent.v1.SubscribeResponse
-	15, // 35: sallyport.agent.v1.AgentService.SubmitCSR:output_type -> sallyport.agent.v1.SubmitCSRResponse
-	17, // 36: sallyport.agent.v1.AgentService.ReportAssignment:output_type -> sallyport.agent.v1.ReportAssignmentResponse
-	19, // 37: sallyport.agent.v1.AgentService.ReportChallenge:output_type -> sallyport.agent.v1.ReportChallengeResponse
-	21, // 38: sallyport.agent.v1.AgentService.ReportObservation:output_type -> sallyport.agent.v1.ReportObservationResponse
-	31, // [31:39] is the sub-list for method output_type
-	23, // [23:31] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	2,  // 0: sallyport.agent.v1.EnrollRequest.info:type_name -> sallyport.agent.v1.AgentInfo
+	5,  // 1: sallyport.agent.v1.EnrollResponse.grant:type_name -> sallyport.agent.v1.IdentityGrant
+	25, // 2: sallyport.agent.v1.IdentityGrant.renew_at:type_name -> google.protobuf.Timestamp
+	25, // 3: sallyport.agent.v1.ReturnRequest.time:type_name -> google.protobuf.Timestamp
+	2,  // 4: sallyport.agent.v1.ReturnRequest.info:type_name -> sallyport.agent.v1.AgentInfo
+	5,  // 5: sallyport.agent.v1.ReturnResponse.grant:type_name -> sallyport.agent.v1.IdentityGrant
+	5,  // 6: sallyport.agent.v1.RenewIdentityResponse.grant:type_name -> sallyport.agent.v1.IdentityGrant
+	2,  // 7: sallyport.agent.v1.SubscribeRequest.info:type_name -> sallyport.agent.v1.AgentInfo
+	12, // 8: sallyport.agent.v1.SubscribeResponse.assignments:type_name -> sallyport.agent.v1.Assignment
+	14, // 9: sallyport.agent.v1.SubscribeResponse.challenges:type_name -> sallyport.agent.v1.Challenge
+	26, // 10: sallyport.agent.v1.SubscribeResponse.heartbeat_interval:type_name -> google.protobuf.Duration
+	26, // 11: sallyport.agent.v1.SubscribeResponse.scan_interval:type_name -> google.protobuf.Duration
+	13, // 12: sallyport.agent.v1.Assignment.target:type_name -> sallyport.agent.v1.Target
+	27, // 13: sallyport.agent.v1.Assignment.names:type_name -> sallyport.type.v1.Names
+	28, // 14: sallyport.agent.v1.Assignment.key_type:type_name -> sallyport.type.v1.KeyType
+	25, // 15: sallyport.agent.v1.Assignment.not_before:type_name -> google.protobuf.Timestamp
+	24, // 16: sallyport.agent.v1.Target.settings:type_name -> sallyport.agent.v1.Target.SettingsEntry
+	0,  // 17: sallyport.agent.v1.Step.kind:type_name -> sallyport.agent.v1.StepKind
+	25, // 18: sallyport.agent.v1.Step.begun:type_name -> google.protobuf.Timestamp
+	25, // 19: sallyport.agent.v1.Step.ended:type_name -> google.protobuf.Timestamp
+	15, // 20: sallyport.agent.v1.SubmitCSRRequest.steps:type_name -> sallyport.agent.v1.Step
+	1,  // 21: sallyport.agent.v1.ReportAssignmentRequest.outcome:type_name -> sallyport.agent.v1.Outcome
+	25, // 22: sallyport.agent.v1.ReportAssignmentRequest.time:type_name -> google.protobuf.Timestamp
+	15, // 23: sallyport.agent.v1.ReportAssignmentRequest.steps:type_name -> sallyport.agent.v1.Step
+	2,  // 24: sallyport.agent.v1.ReportObservationRequest.info:type_name -> sallyport.agent.v1.AgentInfo
+	25, // 25: sallyport.agent.v1.ReportObservationRequest.time:type_name -> google.protobuf.Timestamp
+	29, // 26: sallyport.agent.v1.ReportObservationRequest.sightings:type_name -> sallyport.event.v1.Sighting
+	25, // 27: sallyport.agent.v1.ReportObservationResponse.time:type_name -> google.protobuf.Timestamp
+	3,  // 28: sallyport.agent.v1.AgentService.Enroll:input_type -> sallyport.agent.v1.EnrollRequest
+	6,  // 29: sallyport.agent.v1.AgentService.Return:input_type -> sallyport.agent.v1.ReturnRequest
+	8,  // 30: sallyport.agent.v1.AgentService.RenewIdentity:input_type -> sallyport.agent.v1.RenewIdentityRequest
+	10, // 31: sallyport.agent.v1.AgentService.Subscribe:input_type -> sallyport.agent.v1.SubscribeRequest
+	16, // 32: sallyport.agent.v1.AgentService.SubmitCSR:input_type -> sallyport.agent.v1.SubmitCSRRequest
+	18, // 33: sallyport.agent.v1.AgentService.ReportAssignment:input_type -> sallyport.agent.v1.ReportAssignmentRequest
+	20, // 34: sallyport.agent.v1.AgentService.ReportChallenge:input_type -> sallyport.agent.v1.ReportChallengeRequest
+	22, // 35: sallyport.agent.v1.AgentService.ReportObservation:input_type -> sallyport.agent.v1.ReportObservationRequest
+	4,  // 36: sallyport.agent.v1.AgentService.Enroll:output_type -> sallyport.agent.v1.EnrollResponse
+	7,  // 37: sallyport.agent.v1.AgentService.Return:output_type -> sallyport.agent.v1.ReturnResponse
+	9,  // 38: sallyport.agent.v1.AgentService.RenewIdentity:output_type -> sallyport.agent.v1.RenewIdentityResponse
+	11, // 39: sallyport.agent.v1.AgentService.Subscribe:output_type -> sallyport.agent.v1.SubscribeResponse
+	17, // 40: sallyport.agent.v1.AgentService.SubmitCSR:output_type -> sallyport.agent.v1.SubmitCSRResponse
+	19, // 41: sallyport.agent.v1.AgentService.ReportAssignment:output_type -> sallyport.agent.v1.ReportAssignmentResponse
+	21, // 42: sallyport.agent.v1.AgentService.ReportChallenge:output_type -> sallyport.agent.v1.ReportChallengeResponse
+	23, // 43: sallyport.agent.v1.AgentService.ReportObservation:output_type -> sallyport.agent.v1.ReportObservationResponse
+	36, // [36:44] is the sub-list for method output_type
+	28, // [28:36] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_agent_v1_agent_proto_init() }
@@ -1759,8 +1972,8 @@ func file_sallyport_agent_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_agent_v1_agent_proto_rawDesc), len(file_sallyport_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   22,
+			NumEnums:      2,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -261,6 +261,8 @@ type Event struct {
 	RequestId string `protobuf:"bytes,9,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Public facts in the clear, for the audit record. Never a secret.
 	Facts map[string]string `protobuf:"bytes,10,rep,name=facts,proto3" json:"facts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The span of that story in which it was committed (16 hex digits of W3C Trace Context), empty when none is known.
+	SpanId string `protobuf:"bytes,11,opt,name=span_id,json=spanId,proto3" json:"span_id,omitempty"`
 	// What other services act on. Absent where the facts say it all.
 	//
 	// Types that are valid to be assigned to Payload:
@@ -378,6 +380,13 @@ func (x *Event) GetFacts() map[string]string {
 		return x.Facts
 	}
 	return nil
+}
+
+func (x *Event) GetSpanId() string {
+	if x != nil {
+		return x.SpanId
+	}
+	return ""
 }
 
 func (x *Event) GetPayload() isEvent_Payload {
@@ -1460,7 +1469,7 @@ const file_sallyport_event_v1_event_proto_rawDesc = "" +
 	"\x1esallyport/event/v1/event.proto\x12\x12sallyport.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1csallyport/type/v1/type.proto\"?\n" +
 	"\n" +
 	"EventBatch\x121\n" +
-	"\x06events\x18\x01 \x03(\v2\x19.sallyport.event.v1.EventR\x06events\"\xcd\t\n" +
+	"\x06events\x18\x01 \x03(\v2\x19.sallyport.event.v1.EventR\x06events\"\xe6\t\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -1473,7 +1482,8 @@ const file_sallyport_event_v1_event_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\t \x01(\tR\trequestId\x12:\n" +
 	"\x05facts\x18\n" +
-	" \x03(\v2$.sallyport.event.v1.Event.FactsEntryR\x05facts\x12J\n" +
+	" \x03(\v2$.sallyport.event.v1.Event.FactsEntryR\x05facts\x12\x17\n" +
+	"\aspan_id\x18\v \x01(\tR\x06spanId\x12J\n" +
 	"\x0erequest_issued\x18\x14 \x01(\v2!.sallyport.event.v1.RequestIssuedH\x00R\rrequestIssued\x12G\n" +
 	"\rrequest_ended\x18\x15 \x01(\v2 .sallyport.event.v1.RequestEndedH\x00R\frequestEnded\x12Y\n" +
 	"\x13challenge_presented\x18\x16 \x01(\v2&.sallyport.event.v1.ChallengePresentedH\x00R\x12challengePresented\x12Y\n" +
