@@ -24,6 +24,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/api"
@@ -76,12 +77,14 @@ func (c Config) Validate() error {
 	return c.Tracing.Validate()
 }
 
-// Deps are what the service stands on. All but Now are required.
+// Deps are what the service stands on. All but Monitor and Now are required.
 type Deps struct {
 	// Source is the service's identity; its trust domain names the log.
 	Source identity.Source
 	NATS   *nats.Conn
 	Log    *slog.Logger
+	// Monitor shows how the service does; nil shows nobody.
+	Monitor *monitor.Service
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -188,8 +191,12 @@ func (s *Service) open(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index, Checker: checker})
-	return err
+	if s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index, Checker: checker}); err != nil {
+		return err
+	}
+	return event.Monitor(s.deps.Monitor, event.Monitored{
+		DB: s.db, JS: js, Relay: s.relay, Consumers: map[string][]string{ingest.Durable: {event.FactsOf("*")}},
+	})
 }
 
 // Register adds AuditService to a server.

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/api"
@@ -37,7 +38,7 @@ import (
 // Name is the service's name in identities, event subjects and addresses.
 const Name = "deployer"
 
-// Deps are what the service stands on; all but Now are required.
+// Deps are what the service stands on; all but Monitor and Now are required.
 type Deps struct {
 	// Source is the service's own SVID; its ID is the actor of what the service does by itself.
 	Source identity.Source
@@ -49,6 +50,8 @@ type Deps struct {
 	Issuer    grpc.ClientConnInterface
 	Inventory grpc.ClientConnInterface
 	Log       *slog.Logger
+	// Monitor shows how the service does; nil shows nobody.
+	Monitor *monitor.Service
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -151,8 +154,16 @@ func (s *Service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return s.buildEvents(js)
+	if err := s.buildEvents(js); err != nil {
+		return err
+	}
+	return event.Monitor(s.deps.Monitor, event.Monitored{
+		DB: s.store.DB(), JS: js, Relay: s.relay, Consumers: map[string][]string{Name: heard},
+	})
 }
+
+// heard are the subjects the deployer listens to.
+var heard = []string{event.FactsOf("issuer"), event.FactsOf("inventory")}
 
 func (s *Service) buildEvents(js jetstream.JetStream) error {
 	var err error
@@ -161,7 +172,7 @@ func (s *Service) buildEvents(js jetstream.JetStream) error {
 		return err
 	}
 	s.consumer, err = event.NewConsumer(event.ConsumerConfig{
-		DB: s.store.DB(), JS: js, Durable: Name, Filter: []string{event.FactsOf("issuer"), event.FactsOf("inventory")},
+		DB: s.store.DB(), JS: js, Durable: Name, Filter: heard,
 		Handle: event.Each(s.loops.Handle), Log: s.deps.Log,
 	})
 	return err

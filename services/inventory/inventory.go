@@ -18,6 +18,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/check"
@@ -99,6 +100,8 @@ type Deps struct {
 	Source identity.Source
 	NATS   *nats.Conn
 	Log    *slog.Logger
+	// Monitor shows how the service does; nil shows nobody.
+	Monitor *monitor.Service
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -153,7 +156,8 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 	var consumers []*event.Consumer
 	var progress []check.Consumer
 	// A fleet that scans must not hold up what the other services tell: observations are consumed apart.
-	for durable, filter := range map[string][]string{"inventory-facts": intake.Facts(), "inventory-observations": intake.Observations()} {
+	heard := map[string][]string{"inventory-facts": intake.Facts(), "inventory-observations": intake.Observations()}
+	for durable, filter := range heard {
 		consumer, err := event.NewConsumer(event.ConsumerConfig{
 			DB: st.DB(), JS: js, Durable: durable, Filter: filter, Handle: intake.Intake{Store: st, Log: d.Log}.Handle, Log: d.Log,
 		})
@@ -173,6 +177,9 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 	}
 	checker, err := check.New(check.Config{DB: st.DB(), Rules: store.Rules, Consumers: progress, Now: d.Now})
 	if err != nil {
+		return nil, err
+	}
+	if err := event.Monitor(d.Monitor, event.Monitored{DB: st.DB(), JS: js, Relay: relay, Consumers: heard}); err != nil {
 		return nil, err
 	}
 	return &Service{store: st, relay: relay, consumers: consumers, watch: w, checker: checker, source: d.Source, log: d.Log, now: d.Now}, nil

@@ -23,6 +23,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/check"
@@ -40,7 +41,7 @@ import (
 // Name is the service's name in identities, event subjects and addresses.
 const Name = "issuer"
 
-// Deps are what the issuer stands on; all but Now is required.
+// Deps are what the issuer stands on; all but Monitor and Now is required.
 type Deps struct {
 	// Source is the issuer's own identity.
 	Source identity.Source
@@ -49,6 +50,8 @@ type Deps struct {
 	// Inventory answers what names an identity may have.
 	Inventory grpc.ClientConnInterface
 	Log       *slog.Logger
+	// Monitor shows how the service does; nil shows nobody.
+	Monitor *monitor.Service
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -147,7 +150,10 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 		return err
 	}
 	s.relay, err = event.NewRelay(event.RelayConfig{DB: s.store.DB(), JS: js, Service: Name, Log: d.Log})
-	return err
+	if err != nil {
+		return err
+	}
+	return event.Monitor(d.Monitor, event.Monitored{DB: s.store.DB(), JS: js, Relay: s.relay})
 }
 
 // sealedText proves that a key file is the one this database is used with.
