@@ -90,7 +90,7 @@ func (a *agents) SubmitCSR(ctx context.Context, req *agentv1.SubmitCSRRequest) (
 	if err := checkSubmitCSR(req); err != nil {
 		return nil, err
 	}
-	if err := a.Store.TakeCSR(ctx, host, req.GetAssignment(), req.GetGeneration(), req.GetAttempt(), req.GetCsr()); err != nil {
+	if err := a.Store.TakeCSR(ctx, host, req.GetAssignment(), req.GetGeneration(), req.GetAttempt(), req.GetCsr(), parseSteps(req.GetSteps())...); err != nil {
 		return nil, err
 	}
 	crash.At(crash.CSRStored)
@@ -107,7 +107,7 @@ func (a *agents) ReportAssignment(ctx context.Context, req *agentv1.ReportAssign
 	if err != nil {
 		return nil, err
 	}
-	if err := a.Store.TakeReport(ctx, host, report); err != nil {
+	if err := a.Store.TakeReport(ctx, host, report, parseSteps(req.GetSteps())...); err != nil {
 		return nil, err
 	}
 	crash.At(crash.ReportStored)

@@ -38,6 +38,9 @@ const (
 	secretLen     = 32
 	// maxPart keeps one part of a scan well below what an event may be.
 	maxPart = 320 << 10
+	// maxSteps and maxStep bound what an agent says of its own pace.
+	maxSteps = 16
+	maxStep  = 24 * time.Hour
 	// clockSlack is how far a host's clock may be off.
 	clockSlack = 5 * time.Minute
 	// bareEach is how often a bare heartbeat is passed on.
@@ -187,6 +190,36 @@ func parseReport(req *agentv1.ReportAssignmentRequest) (rollout.Report, error) {
 		out.Time = t.AsTime()
 	}
 	return out, nil
+}
+
+// stepNames are the names of agents' spans: nothing that an agent writes becomes one.
+var stepNames = map[agentv1.StepKind]string{
+	agentv1.StepKind_STEP_KIND_KEY:     "agent key",
+	agentv1.StepKind_STEP_KIND_INSTALL: "agent install",
+	agentv1.StepKind_STEP_KIND_STAGE:   "agent stage",
+	agentv1.StepKind_STEP_KIND_RELOAD:  "agent reload",
+	agentv1.StepKind_STEP_KIND_VERIFY:  "agent verify",
+	agentv1.StepKind_STEP_KIND_RESTORE: "agent restore",
+}
+
+// parseSteps reads how long an agent took. It refuses nothing: what makes no sense is left out, since a trace decides nothing.
+func parseSteps(in []*agentv1.Step) []store.AgentStep {
+	var out []store.AgentStep
+	for _, s := range in[:min(len(in), maxSteps)] {
+		name, known := stepNames[s.GetKind()]
+		begun, ended := s.GetBegun(), s.GetEnded()
+		if !known || begun == nil || ended == nil || begun.CheckValid() != nil || ended.CheckValid() != nil ||
+			ended.AsTime().Before(begun.AsTime()) || ended.AsTime().Sub(begun.AsTime()) > maxStep {
+			continue
+		}
+		one := store.AgentStep{Name: name, Begun: begun.AsTime(), Ended: ended.AsTime(), Failed: s.GetFailed(), Whole: s.GetKind() == agentv1.StepKind_STEP_KIND_INSTALL}
+		if one.Whole {
+			out = append([]store.AgentStep{one}, out...)
+		} else {
+			out = append(out, one)
+		}
+	}
+	return out
 }
 
 // parseObservation checks what a heartbeat or scan brings and packs it into parts that fit into events. Sightings in a role

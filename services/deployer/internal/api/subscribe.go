@@ -11,6 +11,7 @@ import (
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/session"
@@ -142,7 +143,7 @@ func (a *agents) message(d store.Delta) *agentv1.SubscribeResponse {
 		msg.Assignments = append(msg.Assignments, &agentv1.Assignment{
 			Id: t.ID, Generation: t.Generation, Attempt: t.Attempt, Target: agentTarget(t.Spec.Target),
 			Names: peer.FormatNames(t.Spec.Wanted.Names), KeyType: peer.FormatKeyType(t.Spec.Wanted.KeyType),
-			Chain: t.Chain, CsrReceived: t.CSRReceived,
+			Chain: t.Chain, CsrReceived: t.CSRReceived, Traceparent: traceparent(t.Trace),
 		})
 	}
 	for _, c := range d.Challenges {
@@ -150,9 +151,17 @@ func (a *agents) message(d store.Delta) *agentv1.SubscribeResponse {
 			msg.WithdrawnChallenges = append(msg.WithdrawnChallenges, c.ID)
 			continue
 		}
-		msg.Challenges = append(msg.Challenges, &agentv1.Challenge{Id: c.ID, Domain: c.Domain, Token: c.Token, KeyAuthorization: c.KeyAuthorization})
+		msg.Challenges = append(msg.Challenges, &agentv1.Challenge{Id: c.ID, Domain: c.Domain, Token: c.Token, KeyAuthorization: c.KeyAuthorization, Traceparent: traceparent(c.Trace)})
 	}
 	return msg
+}
+
+// traceparent is a link for an agent, "" where there is none.
+func traceparent(l trace.Link) string {
+	if l.Span == "" {
+		return ""
+	}
+	return l.String()
 }
 
 func agentTarget(t rollout.Target) *agentv1.Target {

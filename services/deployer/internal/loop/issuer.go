@@ -102,7 +102,7 @@ func (l *Loops) request(ctx context.Context, id string, left *leftovers) {
 		l.trouble(ctx, "reading a request", err)
 		return
 	}
-	ctx = trace.With(ctx, trace.Link{Trace: q.Assignment.Trace})
+	ctx = store.Trace(ctx, q.Assignment)
 	answer, err := l.ask(ctx, q)
 	crash.At(crash.IssuerAsked)
 	switch {
@@ -172,6 +172,7 @@ func (l *Loops) intents(ctx context.Context) error {
 }
 
 func (l *Loops) intent(ctx context.Context, in store.Intent) {
+	ctx = trace.With(ctx, in.Trace)
 	var err error
 	if in.Challenge != "" {
 		err = l.Peers.ReportChallenge(ctx, in.Challenge, in.Ready, in.Message)

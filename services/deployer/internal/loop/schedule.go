@@ -7,8 +7,8 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
-	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
+	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
 	"github.com/sallyport-pki/sallyport/services/internal/lease"
 )
 
@@ -91,7 +91,7 @@ func (s *schedule) retry(ctx context.Context) {
 	due, err := s.Store.DueRetries(ctx, perLook)
 	s.trouble(ctx, "looking for attempts that are due", err)
 	for _, a := range due {
-		s.trouble(ctx, "trying "+a.ID+" again", s.Store.Retry(trace.With(ctx, trace.Link{Trace: a.Trace}), a))
+		s.trouble(ctx, "trying "+a.ID+" again", s.Store.Retry(store.Trace(ctx, a), a))
 	}
 }
 

@@ -105,6 +105,14 @@ type Assignment struct {
 	QuickRenews int       // renewals in a row that each began soon after the one before
 	Updated     time.Time
 	Trace       string // joins the records of this generation
+	Span        Span
+}
+
+// Span is the span of the attempt under way, so that its trace goes on after a restart.
+type Span struct {
+	ID     string
+	Parent string
+	Begun  time.Time // zero once it has ended
 }
 
 // RequestID names the request at the issuer: one per generation and attempt.

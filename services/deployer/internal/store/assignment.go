@@ -23,6 +23,7 @@ type Told struct {
 	Chain       [][]byte
 	CSRReceived bool
 	Withdrawn   bool
+	Trace       trace.Link // of what it is told, if that is under way
 	revision    int64
 }
 
@@ -37,7 +38,7 @@ type record struct {
 }
 
 const assignmentColumns = `id, deployment, spec, generation, attempt, state, fingerprint, not_before, not_after, csr, served, address,
-	previous, replaces, reason, message, failures, next_attempt, renew_at, renew_by, renew_reason, renewed_at, quick_renews, updated, trace,
+	previous, replaces, reason, message, failures, next_attempt, renew_at, renew_by, renew_reason, renewed_at, quick_renews, updated, trace, trace_span, trace_parent, trace_begun,
 	request_next, request_tries, request_sent, told_revision, told_generation, told_attempt, told_spec, told_chain, told_csr`
 
 type scanner interface{ Scan(...any) error }
@@ -47,10 +48,10 @@ func scanRecord(row scanner) (record, error) {
 	var spec, toldSpec string
 	var state string
 	var chain []byte
-	var notBefore, notAfter, next, at, by, renewed, updated, requestNext int64
+	var notBefore, notAfter, next, at, by, renewed, updated, requestNext, begun int64
 	err := row.Scan(&r.ID, &r.Deployment, &spec, &r.Generation, &r.Attempt, &state, &r.Certificate.Fingerprint, &notBefore, &notAfter, &r.CSR,
 		&r.Served, &r.Address, &r.Previous, &r.Replaces, &r.Reason, &r.Message, &r.Failures, &next, &at, &by, &r.Renewal.Reason, &renewed,
-		&r.QuickRenews, &updated, &r.Trace, &requestNext, &r.requestTries, &r.requestSent,
+		&r.QuickRenews, &updated, &r.Trace, &r.Span.ID, &r.Span.Parent, &begun, &requestNext, &r.requestTries, &r.requestSent,
 		&r.told.revision, &r.told.Generation, &r.told.Attempt, &toldSpec, &chain, &r.told.CSRReceived)
 	if err != nil {
 		return record{}, err
@@ -58,6 +59,7 @@ func scanRecord(row scanner) (record, error) {
 	r.State = rollout.State(state)
 	r.Certificate.NotBefore, r.Certificate.NotAfter = db.Time(notBefore), db.Time(notAfter)
 	r.NextAttempt, r.Renewal.At, r.Renewal.By = db.Time(next), db.Time(at), db.Time(by)
+	r.Span.Begun = db.Time(begun)
 	r.RenewedAt, r.Updated, r.requestNext = db.Time(renewed), db.Time(updated), db.Time(requestNext)
 	if r.Spec, err = decodeSpec(spec); err != nil {
 		return record{}, err
@@ -69,6 +71,9 @@ func scanRecord(row scanner) (record, error) {
 		return record{}, err
 	}
 	r.told.ID, r.told.Withdrawn = r.ID, r.State == rollout.Withdrawn
+	if r.told.Generation == r.Generation && r.told.Attempt == r.Attempt {
+		r.told.Trace = linkOf(r.Assignment)
+	}
 	if r.Certificate.Fingerprint != "" {
 		r.Chain = r.told.Chain
 	}
@@ -79,7 +84,7 @@ func (r *record) values() []any {
 	return []any{r.ID, r.Deployment, encodeSpec(r.Spec), r.Generation, r.Attempt, string(r.State), r.Certificate.Fingerprint,
 		db.FromTime(r.Certificate.NotBefore), db.FromTime(r.Certificate.NotAfter), r.CSR, r.Served, r.Address, r.Previous, r.Replaces,
 		r.Reason, r.Message, r.Failures, db.FromTime(r.NextAttempt), db.FromTime(r.Renewal.At), db.FromTime(r.Renewal.By), r.Renewal.Reason,
-		db.FromTime(r.RenewedAt), r.QuickRenews, db.FromTime(r.Updated), r.Trace, db.FromTime(r.requestNext), r.requestTries, r.requestSent,
+		db.FromTime(r.RenewedAt), r.QuickRenews, db.FromTime(r.Updated), r.Trace, r.Span.ID, r.Span.Parent, db.FromTime(r.Span.Begun), db.FromTime(r.requestNext), r.requestTries, r.requestSent,
 		r.told.revision, r.told.Generation, r.told.Attempt, r.told.spec(), joinDER(r.told.Chain), r.told.CSRReceived}
 }
 
@@ -142,12 +147,10 @@ func noAssignment(id string) error {
 func (t *txn) advance(ctx context.Context, r *record, s rollout.Step, why string) error {
 	was := r.Assignment
 	s.Pause = t.pause
-	if s.Event == rollout.Plan {
-		r.Trace = traceOf(ctx)
-	}
 	if err := r.Advance(s, t.now); err != nil {
 		return err
 	}
+	t.trace(ctx, r, was, s.Event)
 	if was.State == rollout.Requested && (s.Event == rollout.Plan || s.Event == rollout.Withdraw) {
 		if err := t.cancelRequest(ctx, was.RequestID(), why); err != nil {
 			return err
@@ -166,14 +169,6 @@ func (t *txn) advance(ctx context.Context, r *record, s rollout.Step, why string
 	}
 	t.deployments[r.Deployment] = true
 	return t.emitAssignment(ctx, r.Assignment, why)
-}
-
-// traceOf is the trace that a new generation belongs to: the call's, or one of its own.
-func traceOf(ctx context.Context) string {
-	if id := trace.ID(ctx); id != "" {
-		return id
-	}
-	return trace.New().Trace
 }
 
 // tell brings what the agent is told up to date with a step. A plan tells it nothing: it keeps the old generation until the

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 )
@@ -20,6 +21,7 @@ type Challenge struct {
 	Token            string
 	KeyAuthorization string
 	Withdrawn        bool
+	Trace            trace.Link
 }
 
 // Present gives a challenge to the agent of the request's host, within an event's transaction. One that was withdrawn
@@ -42,9 +44,9 @@ func (s *Store) Present(ctx context.Context, tx db.Tx, c Challenge) error {
 		if err != nil {
 			return err
 		}
-		_, err = t.Exec(ctx, `INSERT INTO challenge (id, host, request, domain, token, key_authorization, revision, withdrawn, reported, message, created)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, FALSE, '', '', $8) ON CONFLICT DO NOTHING`,
-			c.ID, host, c.Request, c.Domain, c.Token, c.KeyAuthorization, revision, db.FromTime(t.now))
+		_, err = t.Exec(ctx, `INSERT INTO challenge (id, host, request, domain, token, key_authorization, revision, withdrawn, reported, message, created, traceparent)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, FALSE, '', '', $8, $9) ON CONFLICT DO NOTHING`,
+			c.ID, host, c.Request, c.Domain, c.Token, c.KeyAuthorization, revision, db.FromTime(t.now), header(trace.Of(ctx)))
 		if err != nil {
 			return fmt.Errorf("storing challenge %s: %w", c.ID, err)
 		}

@@ -327,8 +327,8 @@ func (t *txn) create(ctx context.Context, deployment string, spec rollout.Spec, 
 	}
 	r := record{Assignment: rollout.Assignment{
 		ID: id.String(), Deployment: deployment, Spec: spec, Generation: 1, Attempt: 1, State: rollout.Transitions.Initial(), Updated: t.now,
-		Trace: traceOf(ctx),
 	}}
+	begin(ctx, &r.Assignment, t.now)
 	if err := t.insert(ctx, &r); err != nil {
 		return err
 	}

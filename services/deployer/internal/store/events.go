@@ -7,6 +7,7 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/fleet"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
@@ -69,6 +70,9 @@ func (t *txn) emitAssignmentAs(ctx context.Context, what string, a rollout.Assig
 	}
 	return t.emit(ctx, f, func(e *eventv1.Event) {
 		e.TraceId = a.Trace
+		if trace.ID(ctx) != a.Trace { // else the span of the call that did it
+			e.SpanId = a.Span.ID
+		}
 		changed := &eventv1.AssignmentChanged{
 			Assignment: a.ID, Generation: a.Generation, Deployment: a.Deployment, Identity: a.Spec.Wanted.Identity,
 			Host: a.Spec.Target.Host, Target: a.Spec.Target.Name, State: string(a.State),

@@ -22,7 +22,7 @@ const (
 
 // TakeCSR checks and stores an agent's CSR. The same one again is harmless; another one for the same attempt is
 // fault.Conflict CSR_CONFLICT; one that is not what was assigned is refused with CSR_REFUSED, recorded, and ends the attempt.
-func (s *Store) TakeCSR(ctx context.Context, host, id string, generation int64, attempt int32, der []byte) error {
+func (s *Store) TakeCSR(ctx context.Context, host, id string, generation int64, attempt int32, der []byte, steps ...AgentStep) error {
 	var refused error
 	err := s.write(ctx, func(ctx context.Context, t *txn) error {
 		refused = nil
@@ -42,6 +42,7 @@ func (s *Store) TakeCSR(ctx context.Context, host, id string, generation int64, 
 		if r.State != rollout.Assigned {
 			return fault.New(fault.Conflict, ReasonStale, "this attempt at assignment %s is over", id)
 		}
+		t.agentSpans(r.Assignment, steps)
 		if refused = checkCSR(der, r.Spec.Wanted); refused == nil {
 			return t.advance(ctx, &r, rollout.Step{Event: rollout.TakeCSR, CSR: der}, "the agent handed in a CSR")
 		}
@@ -89,7 +90,7 @@ func (t *txn) refuseCSR(ctx context.Context, r *record, refused error) error {
 
 // TakeReport stores an agent's report, once per report id, and does what it says. A report about a generation or attempt that
 // is over is recorded and changes nothing.
-func (s *Store) TakeReport(ctx context.Context, host string, in rollout.Report) error {
+func (s *Store) TakeReport(ctx context.Context, host string, in rollout.Report, steps ...AgentStep) error {
 	err := s.write(ctx, func(ctx context.Context, t *txn) error {
 		r, err := t.lock(ctx, place{host: host, id: in.Assignment})
 		if err != nil {
@@ -115,6 +116,7 @@ func (s *Store) TakeReport(ctx context.Context, host string, in rollout.Report) 
 				return err
 			}
 		}
+		t.agentSpans(r.Assignment, steps)
 		return t.advance(ctx, &r, rollout.Step{Event: v.Event, Served: in.Served, Address: in.Address, Reason: v.Reason, Message: v.Message},
 			"the agent reported "+string(in.Outcome))
 	})

@@ -7,6 +7,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/renewal"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -233,6 +234,7 @@ type Intent struct {
 	Ready     bool
 	Message   string
 	Tries     int
+	Trace     trace.Link
 
 	id, stamp string
 }
@@ -244,9 +246,10 @@ const (
 
 func (t *txn) intend(ctx context.Context, id string, ready bool, message string) error {
 	t.intents = true
-	_, err := t.Exec(ctx, `INSERT INTO intent (id, stamp, ready, message, due, tries, created) VALUES ($1, $2, $3, $4, $5, 0, $5)
-		ON CONFLICT (id) DO UPDATE SET stamp = excluded.stamp, ready = excluded.ready, message = excluded.message, due = excluded.due, tries = 0`,
-		id, uuid.NewString(), ready, message, db.FromTime(t.now))
+	_, err := t.Exec(ctx, `INSERT INTO intent (id, stamp, ready, message, due, tries, created, traceparent) VALUES ($1, $2, $3, $4, $5, 0, $5, $6)
+		ON CONFLICT (id) DO UPDATE SET stamp = excluded.stamp, ready = excluded.ready, message = excluded.message, due = excluded.due, tries = 0,
+		traceparent = excluded.traceparent`,
+		id, uuid.NewString(), ready, message, db.FromTime(t.now), header(trace.Of(ctx)))
 	if err != nil {
 		return fmt.Errorf("storing intent %s: %w", id, err)
 	}
@@ -287,7 +290,7 @@ func (s *Store) ClaimIntents(ctx context.Context, limit int) ([]Intent, error) {
 }
 
 func (t *txn) dueIntents(ctx context.Context, limit int) ([]Intent, error) {
-	rows, err := t.Query(ctx, `SELECT id, stamp, ready, message, tries FROM intent WHERE due <= $1 ORDER BY due LIMIT $2`, db.FromTime(t.now), limit)
+	rows, err := t.Query(ctx, `SELECT id, stamp, ready, message, tries, traceparent FROM intent WHERE due <= $1 ORDER BY due LIMIT $2`, db.FromTime(t.now), limit)
 	if err != nil {
 		return nil, fmt.Errorf("reading intents: %w", err)
 	}
@@ -295,9 +298,11 @@ func (t *txn) dueIntents(ctx context.Context, limit int) ([]Intent, error) {
 	var list []Intent
 	for rows.Next() {
 		var in Intent
-		if err := rows.Scan(&in.id, &in.stamp, &in.Ready, &in.Message, &in.Tries); err != nil {
+		var parent string
+		if err := rows.Scan(&in.id, &in.stamp, &in.Ready, &in.Message, &in.Tries, &parent); err != nil {
 			return nil, fmt.Errorf("reading intents: %w", err)
 		}
+		in.Trace, _ = trace.Parse(parent)
 		in.Challenge, in.Request = cutIntent(in.id)
 		list = append(list, in)
 	}

@@ -23,6 +23,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/fleet"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -143,6 +144,7 @@ type txn struct {
 	agents      []fleet.Agent
 	requests    []string
 	intents     bool
+	spans       []trace.Span
 }
 
 func (s *Store) txn(tx db.Tx) *txn {
@@ -162,6 +164,7 @@ func (s *Store) write(ctx context.Context, fn func(context.Context, *txn) error)
 	if err != nil {
 		return err
 	}
+	t.record(ctx)
 	if c := t.change(); len(c.Hosts)+len(c.Deployments)+len(c.Agents)+len(c.Requests) > 0 || c.Intents {
 		s.c.OnChange(c)
 	}
@@ -177,8 +180,17 @@ func (s *Store) within(ctx context.Context, tx db.Tx, fn func(context.Context, *
 	if err := t.finish(ctx); err != nil {
 		return err
 	}
+	t.record(ctx) // were the event to come again, the same would be told twice: a trace decides nothing
 	tx.Notify(TopicChanged)
 	return nil
+}
+
+// record hands over the spans that have ended with this transaction.
+func (t *txn) record(ctx context.Context) {
+	recorder := trace.RecorderOf(ctx)
+	for _, s := range t.spans {
+		recorder.Record(s)
+	}
 }
 
 func (s *Store) read(ctx context.Context, fn func(context.Context, *txn) error) error {

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/fleet"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 )
@@ -57,7 +58,7 @@ func (s *Store) Delta(ctx context.Context, host string, since int64) (Delta, err
 }
 
 func (t *txn) challenges(ctx context.Context, host string, after int64, liveOnly bool) ([]Challenge, error) {
-	rows, err := t.Query(ctx, `SELECT id, request, domain, token, key_authorization, withdrawn FROM challenge
+	rows, err := t.Query(ctx, `SELECT id, request, domain, token, key_authorization, withdrawn, traceparent FROM challenge
 		WHERE host = $1 AND revision > $2 AND NOT (withdrawn AND $3) ORDER BY id`, host, after, liveOnly)
 	if err != nil {
 		return nil, fmt.Errorf("reading challenges of %s: %w", host, err)
@@ -66,9 +67,11 @@ func (t *txn) challenges(ctx context.Context, host string, after int64, liveOnly
 	var list []Challenge
 	for rows.Next() {
 		var c Challenge
-		if err := rows.Scan(&c.ID, &c.Request, &c.Domain, &c.Token, &c.KeyAuthorization, &c.Withdrawn); err != nil {
+		var parent string
+		if err := rows.Scan(&c.ID, &c.Request, &c.Domain, &c.Token, &c.KeyAuthorization, &c.Withdrawn, &parent); err != nil {
 			return nil, fmt.Errorf("reading challenges of %s: %w", host, err)
 		}
+		c.Trace, _ = trace.Parse(parent)
 		list = append(list, c)
 	}
 	return list, rows.Err()
