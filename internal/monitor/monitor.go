@@ -111,7 +111,7 @@ func (m *Monitor) spawn(fn func()) bool {
 func (m *Monitor) Close() error {
 	m.end()
 	m.mu.Lock()
-	m.closed = true
+	m.closed, m.phase = true, stopping
 	m.mu.Unlock()
 	var err error
 	if m.server != nil {

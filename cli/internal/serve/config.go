@@ -15,6 +15,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/services/audit"
 	"github.com/sallyport-pki/sallyport/services/deployer"
@@ -55,6 +56,8 @@ type Config struct {
 	Limits rpc.Limits `yaml:"limits"`
 	// Log says what is logged, to standard error.
 	Log boot.LogConfig `yaml:"log"`
+	// Metrics says where metrics, health and readiness are to be had.
+	Metrics monitor.Config `yaml:"metrics"`
 	// Issuer, Inventory, Deployer and Audit configure the services, as in the files of the separate daemons.
 	Issuer    issuer.Config    `yaml:"issuer"`
 	Inventory inventory.Config `yaml:"inventory"`
@@ -237,7 +240,7 @@ func (c *Config) Validate() error {
 	if err := c.Log.Validate(); err != nil {
 		return fmt.Errorf("log: %w", err)
 	}
-	return nil
+	return c.Metrics.Validate()
 }
 
 // LogValue shows what is in effect.

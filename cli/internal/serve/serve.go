@@ -28,6 +28,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 
@@ -43,6 +44,8 @@ const (
 	keepInterval = 5 * time.Second
 	// readyBound is how long the services may take to answer after they started.
 	readyBound = time.Minute
+	// readyPoll is between two questions whether they are ready.
+	readyPoll = 50 * time.Millisecond
 	// stopBound is how long an orderly stop may take.
 	stopBound = 40 * time.Second
 )
@@ -96,6 +99,7 @@ type site struct {
 	services []running
 	deny     func(identity.Caller) error
 	server   *rpc.Server
+	monitor  *monitor.Monitor
 	closers  []func() error
 }
 
@@ -117,7 +121,7 @@ type service interface {
 // start opens everything in the order it depends on each other.
 func (s *site) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		s.openDir, s.checkComplete, s.openTrust, s.listen, s.openOperator, s.openBroker, s.openServices, s.openServer,
+		s.openDir, s.openMonitor, s.checkComplete, s.openTrust, s.listen, s.openOperator, s.openBroker, s.openServices, s.openServer,
 	} {
 		if err := step(ctx); err != nil {
 			return err
@@ -143,6 +147,20 @@ func (s *site) close() error {
 		errs = append(errs, s.closers[i]())
 	}
 	return errors.Join(errs...)
+}
+
+// openMonitor comes early and ends late, so that start and stop can be watched.
+func (s *site) openMonitor(ctx context.Context) error {
+	m, err := monitor.New(s.log)
+	if err != nil {
+		return err
+	}
+	s.monitor = m
+	s.onClose(m.Close)
+	if err := m.Listen(ctx, s.cfg.Metrics); err != nil {
+		return exit.With(exit.Address, err)
+	}
+	return nil
 }
 
 func (s *site) openDir(context.Context) error {
@@ -330,6 +348,9 @@ func (s *site) run(ctx context.Context) error {
 	s.log.InfoContext(ctx, "serving", "listen", s.lis.Addr().String(), "trust_domain", s.ca.TrustDomain().Name(), "version", boot.Version().String())
 	s.log.InfoContext(ctx, "configuration", "config", s.cfg)
 	g, gctx := errgroup.WithContext(ctx)
+	s.monitor.Serving()
+	defer context.AfterFunc(gctx, s.monitor.Stopping)()
+	g.Go(func() error { return s.monitor.Run(gctx) })
 	services, stopServices := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
 		defer stopServices()
@@ -397,8 +418,6 @@ func (s *site) keep(ctx context.Context) error {
 // ready asks each service for its health, as an operator would, and then says
 // that all is up.
 func (s *site) ready(ctx context.Context) error {
-	bound, cancel := context.WithTimeout(ctx, readyBound)
-	defer cancel()
 	src, err := identity.NewFiles(s.operator.dir, nil)
 	if err != nil {
 		return err
@@ -409,7 +428,7 @@ func (s *site) ready(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		_, err = healthpb.NewHealthClient(conn).Check(bound, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+		err = s.awaitService(ctx, conn)
 		if err := errors.Join(err, conn.Close()); err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -420,4 +439,21 @@ func (s *site) ready(ctx context.Context) error {
 	_, err = fmt.Fprintf(s.env.Out, "sallyport is ready at %s, trust domain %s. Let a host in: sallyport token create --host NAME\n",
 		s.lis.Addr(), s.ca.TrustDomain().Name())
 	return err
+}
+
+// awaitService waits until a service says that it is ready, however long that takes; it must say something within the bound.
+func (s *site) awaitService(ctx context.Context, conn *grpc.ClientConn) error {
+	for {
+		bound, cancel := context.WithTimeout(ctx, readyBound)
+		answer, err := healthpb.NewHealthClient(conn).Check(bound, &healthpb.HealthCheckRequest{}, grpc.WaitForReady(true))
+		cancel()
+		if err != nil || answer.GetStatus() == healthpb.HealthCheckResponse_SERVING {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(readyPoll):
+		}
+	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/audit"
@@ -49,7 +50,11 @@ func (s *site) openServices(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		made, err := one.make(ctx, parts{source: s.sources[name], nats: broker})
+		part := s.monitor.Service(name)
+		if err := part.Identity(s.sources[name], s.env.Now); err != nil {
+			return err
+		}
+		made, err := one.make(ctx, parts{source: s.sources[name], nats: broker, monitor: part})
 		if err != nil {
 			return surroundings(fmt.Errorf("starting the %s: %w", name, err))
 		}
@@ -61,12 +66,13 @@ func (s *site) openServices(ctx context.Context) error {
 
 // parts are a service's own.
 type parts struct {
-	source identity.Source
-	nats   *nats.Conn
+	source  identity.Source
+	nats    *nats.Conn
+	monitor *monitor.Service
 }
 
 func (s *site) newInventory(ctx context.Context, p parts) (service, error) {
-	return inventory.New(ctx, s.cfg.Inventory, inventory.Deps{Source: p.source, NATS: p.nats, Log: s.log, Now: s.env.Now})
+	return inventory.New(ctx, s.cfg.Inventory, inventory.Deps{Source: p.source, NATS: p.nats, Monitor: p.monitor, Log: s.log, Now: s.env.Now})
 }
 
 func (s *site) newIssuer(ctx context.Context, p parts) (service, error) {
@@ -77,7 +83,7 @@ func (s *site) newIssuer(ctx context.Context, p parts) (service, error) {
 	if err := os.MkdirAll(s.cfg.Issuer.SecretsDir, 0o700); err != nil {
 		return nil, trust.Disk(err)
 	}
-	return issuer.New(ctx, s.cfg.Issuer, issuer.Deps{Source: p.source, NATS: p.nats, Inventory: inventory, Log: s.log, Now: s.env.Now})
+	return issuer.New(ctx, s.cfg.Issuer, issuer.Deps{Source: p.source, NATS: p.nats, Monitor: p.monitor, Inventory: inventory, Log: s.log, Now: s.env.Now})
 }
 
 func (s *site) newDeployer(ctx context.Context, p parts) (service, error) {
@@ -90,7 +96,7 @@ func (s *site) newDeployer(ctx context.Context, p parts) (service, error) {
 		return nil, err
 	}
 	made, err := deployer.New(ctx, s.cfg.Deployer, deployer.Deps{
-		Source: p.source, NATS: p.nats, AgentCA: s.ca, Issuer: issuer, Inventory: inventory, Log: s.log, Now: s.env.Now,
+		Source: p.source, NATS: p.nats, Monitor: p.monitor, AgentCA: s.ca, Issuer: issuer, Inventory: inventory, Log: s.log, Now: s.env.Now,
 	})
 	if err != nil {
 		return nil, err
@@ -100,7 +106,7 @@ func (s *site) newDeployer(ctx context.Context, p parts) (service, error) {
 }
 
 func (s *site) newAudit(ctx context.Context, p parts) (service, error) {
-	return audit.New(ctx, s.cfg.Audit, audit.Deps{Source: p.source, NATS: p.nats, Log: s.log, Now: s.env.Now})
+	return audit.New(ctx, s.cfg.Audit, audit.Deps{Source: p.source, NATS: p.nats, Monitor: p.monitor, Log: s.log, Now: s.env.Now})
 }
 
 // peer connects one service to another, by the port that all share.
@@ -154,8 +160,12 @@ func (s *site) openServer(context.Context) error {
 		},
 		Deny:   s.deny,
 		Limits: s.cfg.Limits,
-		Log:    s.log,
-		Now:    s.env.Now,
+		Meter:  s.monitor.Meter(),
+		Ready: func(api string) error {
+			return s.monitor.Ready(string(owner[api])) // what no service owns is as ready as all are
+		},
+		Log: s.log,
+		Now: s.env.Now,
 	})
 	if err != nil {
 		return exit.With(exit.Usage, err)

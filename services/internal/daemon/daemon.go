@@ -29,6 +29,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
@@ -46,6 +47,8 @@ type Config struct {
 	Limits rpc.Limits `yaml:"limits"`
 	// Log says what is logged, to standard error.
 	Log boot.LogConfig `yaml:"log"`
+	// Metrics says where metrics, health and readiness are to be had.
+	Metrics monitor.Config `yaml:"metrics"`
 }
 
 // Identity is the origin of the SVID. Rotation is followed without a restart.
@@ -87,7 +90,7 @@ func (c Config) Validate() error {
 	if err := c.Log.Validate(); err != nil {
 		return fault.Invalid("log", "%v", err)
 	}
-	return nil
+	return c.Metrics.Validate()
 }
 
 // Service is the seam of a service as the daemon runs it. One that also has Deny(identity.Caller) error gives the server its
@@ -105,6 +108,8 @@ type Parts struct {
 	Source identity.Source
 	NATS   *nats.Conn
 	Log    *slog.Logger
+	// Monitor is the service's part of what the daemon shows.
+	Monitor *monitor.Service
 	// Dial connects to another service at host:port; it connects at the first call.
 	Dial func(service, address string) (*grpc.ClientConn, error)
 }
@@ -133,11 +138,23 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 	var opened closers
 	defer opened.close()
 
+	shown, err := monitor.New(log)
+	if err != nil {
+		return err
+	}
+	opened.add(shown)
+	if err := shown.Listen(ctx, cfg.Metrics); err != nil {
+		return err
+	}
+	part := shown.Service(spec.Name)
 	src, err := source(ctx, cfg.Identity, log)
 	if err != nil {
 		return err
 	}
 	opened.add(src)
+	if err := part.Identity(src, nil); err != nil {
+		return err
+	}
 	broker, err := connect(cfg.NATS, src, spec.Name, log)
 	if err != nil {
 		return err
@@ -147,7 +164,7 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 	if err != nil {
 		return err
 	}
-	service, err := spec.Build(ctx, Parts{Source: src, NATS: broker, Log: log, Dial: func(service, address string) (*grpc.ClientConn, error) {
+	service, err := spec.Build(ctx, Parts{Source: src, NATS: broker, Log: log, Monitor: part, Dial: func(service, address string) (*grpc.ClientConn, error) {
 		conn, err := rpc.Dial(rpc.ClientConfig{Address: address, Service: service, Source: src})
 		if err == nil {
 			opened.add(conn)
@@ -159,7 +176,7 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 	}
 	opened.add(service)
 
-	server, err := newServer(cfg, spec, src, service, log)
+	server, err := newServer(cfg, spec, src, service, shown, log)
 	if err != nil {
 		return err
 	}
@@ -170,6 +187,9 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 	log.InfoContext(ctx, "serving", "service", spec.Name, "listen", lis.Addr().String(), "version", boot.Version().String())
 	log.InfoContext(ctx, "configuration", "config", config.Show(spec.Config))
 	g, gctx := errgroup.WithContext(ctx)
+	shown.Serving()
+	defer context.AfterFunc(gctx, shown.Stopping)()
+	g.Go(func() error { return shown.Run(gctx) })
 	// The server stops first: calls under way end while the service still runs.
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {
@@ -199,7 +219,7 @@ func ended(ctx context.Context, what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
-func newServer(cfg Config, spec Spec, src identity.Source, service Service, log *slog.Logger) (*rpc.Server, error) {
+func newServer(cfg Config, spec Spec, src identity.Source, service Service, shown *monitor.Monitor, log *slog.Logger) (*rpc.Server, error) {
 	c := rpc.ServerConfig{
 		Sources:  map[string]identity.Source{spec.Name: src},
 		Default:  spec.Name,
@@ -207,6 +227,8 @@ func newServer(cfg Config, spec Spec, src identity.Source, service Service, log 
 		OnDenied: service.OnDenied,
 		Traces:   func(string) trace.Recorder { return service.Traces() },
 		Limits:   cfg.Limits,
+		Meter:    shown.Meter(),
+		Ready:    func(string) error { return shown.Ready("") },
 		Log:      log,
 	}
 	if d, ok := service.(interface{ Deny(identity.Caller) error }); ok {

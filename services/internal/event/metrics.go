@@ -136,16 +136,16 @@ func age(t time.Time) float64 {
 	return max(time.Since(t).Seconds(), 0)
 }
 
-var (
-	pendingDesc     = prometheus.NewDesc("sallyport_consumer_pending_messages", "Messages at the broker that were not delivered to the consumer yet; replicas share a consumer and show the same.", []string{"consumer"}, nil)
-	unackedDesc     = prometheus.NewDesc("sallyport_consumer_unacknowledged_messages", "Messages that were delivered and not acknowledged yet.", []string{"consumer"}, nil)
-	redeliveredDesc = prometheus.NewDesc("sallyport_consumer_redelivered_messages", "Messages not acknowledged yet that were delivered more than once.", []string{"consumer"}, nil)
-	unhandledDesc   = prometheus.NewDesc("sallyport_consumer_oldest_unhandled_age_seconds", "Age of the oldest message that the consumer has not acknowledged; 0 when it has all.", []string{"consumer"}, nil)
-)
-
 // lag surveys a consumer at JetStream.
 func lag(js jetstream.JetStream, durable string, subjects []string) monitor.Survey {
-	metrics := []*prometheus.Desc{pendingDesc, unackedDesc, redeliveredDesc, unhandledDesc}
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc("sallyport_consumer_"+name, help, nil, prometheus.Labels{"consumer": durable})
+	}
+	pending := desc("pending_messages", "Messages at the broker that were not delivered to the consumer yet; replicas share a consumer and show the same.")
+	unacked := desc("unacknowledged_messages", "Messages that were delivered and not acknowledged yet.")
+	redelivered := desc("redelivered_messages", "Messages not acknowledged yet that were delivered more than once.")
+	unhandled := desc("oldest_unhandled_age_seconds", "Age of the oldest message that the consumer has not acknowledged; 0 when it has all.")
+	metrics := []*prometheus.Desc{pending, unacked, redelivered, unhandled}
 	return monitor.Survey{Name: "consumer-" + durable, Metrics: metrics, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
 		if !js.Conn().IsConnected() {
 			return errAway
@@ -161,10 +161,10 @@ func lag(js jetstream.JetStream, durable string, subjects []string) monitor.Surv
 				return fmt.Errorf("looking at what consumer %s has not handled: %w", durable, err)
 			}
 		}
-		sheet.Gauge(pendingDesc, float64(info.NumPending), durable)
-		sheet.Gauge(unackedDesc, float64(info.NumAckPending), durable)
-		sheet.Gauge(redeliveredDesc, float64(info.NumRedelivered), durable)
-		sheet.Gauge(unhandledDesc, age(oldest), durable)
+		sheet.Gauge(pending, float64(info.NumPending))
+		sheet.Gauge(unacked, float64(info.NumAckPending))
+		sheet.Gauge(redelivered, float64(info.NumRedelivered))
+		sheet.Gauge(unhandled, age(oldest))
 		return nil
 	}}
 }

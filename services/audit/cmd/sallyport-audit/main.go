@@ -34,7 +34,7 @@ func run(ctx context.Context, file string) error {
 		Methods: audit.Methods(),
 		Config:  c,
 		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
-			return audit.New(ctx, c.Audit, audit.Deps{Source: p.Source, NATS: p.NATS, Log: p.Log})
+			return audit.New(ctx, c.Audit, audit.Deps{Source: p.Source, NATS: p.NATS, Log: p.Log, Monitor: p.Monitor})
 		},
 	})
 }

@@ -35,7 +35,7 @@ func run(ctx context.Context, file string) error {
 				return nil, err
 			}
 			return deployer.New(ctx, c.Deployer, deployer.Deps{
-				Source: p.Source, NATS: p.NATS, AgentCA: authority, Issuer: issuer, Inventory: inventory, Log: p.Log,
+				Source: p.Source, NATS: p.NATS, AgentCA: authority, Issuer: issuer, Inventory: inventory, Log: p.Log, Monitor: p.Monitor,
 			})
 		},
 	})

@@ -34,7 +34,7 @@ func run(ctx context.Context, file string) error {
 		Methods: inventory.Methods(),
 		Config:  c,
 		Build: func(ctx context.Context, p daemon.Parts) (daemon.Service, error) {
-			return inventory.New(ctx, c.Inventory, inventory.Deps{Source: p.Source, NATS: p.NATS, Log: p.Log})
+			return inventory.New(ctx, c.Inventory, inventory.Deps{Source: p.Source, NATS: p.NATS, Log: p.Log, Monitor: p.Monitor})
 		},
 	})
 }

@@ -49,7 +49,7 @@ func run(ctx context.Context, file string) error {
 			if err != nil {
 				return nil, err
 			}
-			return issuer.New(ctx, c.Issuer, issuer.Deps{Source: p.Source, NATS: p.NATS, Inventory: inventory, Log: p.Log})
+			return issuer.New(ctx, c.Issuer, issuer.Deps{Source: p.Source, NATS: p.NATS, Inventory: inventory, Log: p.Log, Monitor: p.Monitor})
 		},
 	})
 }
