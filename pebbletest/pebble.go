@@ -25,6 +25,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,6 +73,7 @@ type Pebble struct {
 	client          *http.Client
 	issued          atomic.Int64
 	counted         sync.Map // by the certificate's id in Pebble's store
+	orders          sync.Map // by URL
 	faults          faults
 }
 
@@ -257,6 +259,19 @@ func (p *Pebble) Resolve(name, ip string) { p.dns.AddDNSARecord(name, []string{i
 // Issued counts the certificates issued.
 func (p *Pebble) Issued() int { return int(p.issued.Load()) }
 
+// Orders are all that were made, by URL; true for one that a certificate was issued for.
+func (p *Pebble) Orders() map[string]bool {
+	all := map[string]bool{}
+	p.orders.Range(func(url, _ any) bool {
+		order := p.store.GetOrderByID(path.Base(url.(string)))
+		order.RLock()
+		all[url.(string)] = order.CertificateObject != nil
+		order.RUnlock()
+		return true
+	})
+	return all
+}
+
 // Replaced reports whether a later order has said that it replaces the certificate (RFC 9773 section 5) and was fulfilled.
 func (p *Pebble) Replaced(cert *x509.Certificate) bool {
 	order, err := p.store.GetOrderByIssuedSerial(hex.EncodeToString(cert.SerialNumber.Bytes()))
@@ -355,6 +370,9 @@ func (p *Pebble) serialised(h http.Handler) http.Handler {
 		one.Lock()
 		defer one.Unlock()
 		h.ServeHTTP(w, r)
+		if url := w.Header().Get("Location"); r.URL.Path == NewOrder && url != "" {
+			p.orders.Store(url, true)
+		}
 		if id, ok := strings.CutPrefix(r.URL.Path, "/finalize-order/"); ok {
 			p.awaitIssuance(id)
 		}

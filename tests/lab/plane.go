@@ -40,6 +40,15 @@ type ServeOptions struct {
 
 // Serve starts a control plane in the folder id and waits until it answers.
 func (l *Lab) Serve(ctx context.Context, id string, o ServeOptions) (*Plane, error) {
+	p, err := l.NewPlane(id, o)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.Start(ctx)
+}
+
+// NewPlane is Serve without the start.
+func (l *Lab) NewPlane(id string, o ServeOptions) (*Plane, error) {
 	if o.Address == "" {
 		port, err := FreePort()
 		if err != nil {
@@ -57,16 +66,25 @@ func (l *Lab) Serve(ctx context.Context, id string, o ServeOptions) (*Plane, err
 		args = append(args, "--config", file)
 	}
 	p.command = Command{Name: id, Path: filepath.Join(l.Bin, "sallyport"), Args: args, Prefix: o.Prefix}
-	return p, p.Start(ctx)
+	return p, nil
+}
+
+// Launch is Start without waiting for anything. env is added to the environment.
+func (p *Plane) Launch(env ...string) (err error) {
+	p.Process, err = p.lab.Start(with(p.command, env))
+	return err
+}
+
+func with(c Command, env []string) Command {
+	c.Env = append(append([]string{}, c.Env...), env...)
+	return c
 }
 
 // Start starts the control plane again after it was stopped or killed.
 func (p *Plane) Start(ctx context.Context) error {
-	proc, err := p.lab.Start(p.command)
-	if err != nil {
+	if err := p.Launch(); err != nil {
 		return err
 	}
-	p.Process = proc
 	return Await(ctx, 20*time.Second, "the control plane", func() error {
 		r, err := p.CLI(ctx, "get", "hosts")
 		if err != nil {
@@ -76,7 +94,7 @@ func (p *Plane) Start(ctx context.Context) error {
 			return errors.New(strings.TrimSpace(r.Stderr))
 		}
 		return nil
-	}, proc)
+	}, p.Process)
 }
 
 // Operator is the folder of the operator's credential.
@@ -169,13 +187,11 @@ type HostOptions struct {
 
 // Host writes the configuration of an agent, enrols it with the token in tokenFile and starts it.
 func (l *Lab) Host(ctx context.Context, name, tokenFile string, o HostOptions) (*Host, error) {
-	h, err := l.host(name, o)
+	h, err := l.NewHost(name, o)
 	if err != nil {
 		return nil, err
 	}
-	enroll := h.command
-	enroll.Args = []string{"enroll", "--config", h.Config, "--token-file", tokenFile}
-	r, err := l.Run(ctx, enroll)
+	r, err := h.Enroll(ctx, tokenFile)
 	if err != nil {
 		return nil, err
 	}
@@ -187,14 +203,15 @@ func (l *Lab) Host(ctx context.Context, name, tokenFile string, o HostOptions) (
 
 // KnownHost is Host for an agent whose state folder is there already.
 func (l *Lab) KnownHost(name string, o HostOptions) (*Host, error) {
-	h, err := l.host(name, o)
+	h, err := l.NewHost(name, o)
 	if err != nil {
 		return nil, err
 	}
 	return h, h.Start()
 }
 
-func (l *Lab) host(name string, o HostOptions) (*Host, error) {
+// NewHost writes the configuration of an agent and starts nothing.
+func (l *Lab) NewHost(name string, o HostOptions) (*Host, error) {
 	if _, _, err := net.SplitHostPort(o.Server); err != nil {
 		return nil, err
 	}
@@ -211,9 +228,16 @@ func (l *Lab) host(name string, o HostOptions) (*Host, error) {
 	return h, nil
 }
 
-// Start starts the agent again after it was stopped or killed.
-func (h *Host) Start() error {
-	proc, err := h.lab.Start(h.command)
+// Enroll trades the token in tokenFile for the agent's identity. env is added to the environment.
+func (h *Host) Enroll(ctx context.Context, tokenFile string, env ...string) (Result, error) {
+	enroll := with(h.command, env)
+	enroll.Args = []string{"enroll", "--config", h.Config, "--token-file", tokenFile}
+	return h.lab.Run(ctx, enroll)
+}
+
+// Start starts the agent again after it was stopped or killed. env is added to the environment.
+func (h *Host) Start(env ...string) error {
+	proc, err := h.lab.Start(with(h.command, env))
 	h.Process = proc
 	return err
 }
