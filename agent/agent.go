@@ -223,8 +223,7 @@ func (a *Agent) work(ctx context.Context, s *state, ids *enroll.Store) error {
 		return err
 	}
 	defer conn.Close()
-	client := agentv1.NewAgentServiceClient(conn)
-	parts, err := a.parts(ctx, s, ids, client, l)
+	parts, err := a.parts(ctx, s, ids, conn, l)
 	if err != nil {
 		return err
 	}
@@ -240,7 +239,8 @@ func (a *Agent) work(ctx context.Context, s *state, ids *enroll.Store) error {
 }
 
 // parts makes what runs side by side.
-func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, client agentv1.AgentServiceClient, l *link) ([]func(context.Context) error, error) {
+func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, conn *grpc.ClientConn, l *link) ([]func(context.Context) error, error) {
+	client := agentv1.NewAgentServiceClient(conn)
 	desired, err := plan.OpenDesired(ctx, s.desired, a.log)
 	if err != nil {
 		return nil, err
@@ -290,7 +290,7 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, client a
 		return nil, err
 	}
 	talk, err := session.New(session.Config{
-		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log,
+		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log, Connect: conn.ResetConnectBackoff,
 		Changed: func() { worker.Wake(); responder.Wake(); observer.Wake() },
 	})
 	if err != nil {

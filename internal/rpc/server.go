@@ -36,6 +36,9 @@ const (
 	connectionIdle  = 15 * time.Minute
 	serverKeepalive = 2 * time.Minute
 	maxHeaderBytes  = 16 << 10
+	// returnRate is how many callers a second with a stream are told to come back
+	// when the server stops.
+	returnRate = 1000
 )
 
 // ServerConfig says what a server offers to whom.
@@ -170,7 +173,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		grpc.ChainStreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(cfg.Limits.MessageSize),
 		grpc.MaxConcurrentStreams(cfg.Limits.ConcurrentCalls),
-		grpc.MaxHeaderListSize(maxHeaderBytes),
+		grpc.MaxHeaderListSize(maxHeaderBytes), grpc.HeaderTableSize(0),
 		grpc.ConnectionTimeout(handshakeBound),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionIdle: connectionIdle, MaxConnectionAge: cfg.Limits.ConnectionAge.Std(), MaxConnectionAgeGrace: connectionGrace,

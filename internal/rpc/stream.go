@@ -64,13 +64,16 @@ func (s *Server) open() []*openStream {
 	return out
 }
 
-// endStreams ends all streams and lets no new one open.
+// endStreams ends all streams and lets no new one open. Each caller is given a
+// time of its own, so that not all of them come back at once.
 func (s *Server) endStreams() {
 	s.mu.Lock()
 	s.stopping = true
 	s.mu.Unlock()
-	for _, st := range s.open() {
-		st.cancel(errShuttingDown)
+	for i, st := range s.open() {
+		f := *errShuttingDown
+		f.RetryAfter += time.Duration(i) * time.Second / returnRate
+		st.cancel(&f)
 	}
 }
 

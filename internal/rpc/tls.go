@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -34,6 +35,7 @@ type serverCreds struct {
 	sources map[string]*ownCert
 	def     string
 	now     func() time.Time
+	gate    *gate
 }
 
 // ownCert makes a source's SVID into what TLS sends, once per SVID.
@@ -74,7 +76,7 @@ type peerInfo struct {
 func (*peerInfo) AuthType() string { return "spiffe" }
 
 func newServerCreds(sources map[string]identity.Source, def string, now func() time.Time, log *slog.Logger) *serverCreds {
-	c := &serverCreds{sources: map[string]*ownCert{}, def: def, now: now}
+	c := &serverCreds{sources: map[string]*ownCert{}, def: def, now: now, gate: newGate(2*runtime.GOMAXPROCS(0), handshakeBound/2)}
 	for name, src := range sources {
 		c.sources[name] = &ownCert{Source: src}
 	}
@@ -127,7 +129,9 @@ func tlsCertificate(svid *x509svid.SVID) *tls.Certificate {
 }
 
 func (c *serverCreds) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	conn, auth, err := c.TransportCredentials.ServerHandshake(raw)
+	gated := &gatedConn{Conn: raw, gate: c.gate}
+	defer gated.done()
+	conn, auth, err := c.TransportCredentials.ServerHandshake(gated)
 	if err != nil {
 		return nil, nil, err
 	}

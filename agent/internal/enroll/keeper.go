@@ -25,6 +25,8 @@ import (
 const (
 	firstPause   = 2 * time.Second
 	longestPause = 10 * time.Minute
+	// glance is how long the clock is not looked at.
+	glance = 10 * time.Second
 )
 
 // KeeperConfig is what a Keeper needs. All fields must be set.
@@ -68,12 +70,25 @@ func (k *Keeper) Run(ctx context.Context) error {
 		default:
 			wait.Reset()
 		}
-		timer := time.NewTimer(max(due.Sub(k.Now()), 0))
+		if !k.sleep(ctx, due) {
+			return nil
+		}
+	}
+}
+
+// sleep waits until it is due by the clock, which is looked at now and then: a
+// host that was suspended wakes with its timers where they were.
+func (k *Keeper) sleep(ctx context.Context, due time.Time) bool {
+	for {
+		timer := time.NewTimer(min(max(due.Sub(k.Now()), 0), glance))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
-			return nil
+			return false
 		case <-timer.C:
+		}
+		if !k.Now().Before(due) {
+			return true
 		}
 	}
 }

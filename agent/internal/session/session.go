@@ -33,6 +33,10 @@ type Config struct {
 	Info    *agentv1.AgentInfo
 	Desired *plan.Desired
 	Spool   *spool.Spool
+	// Connect is called before the stream is opened: a connection that waits to be
+	// tried again is tried now. How long to wait is decided here alone, or two
+	// pauses that grow would come on top of each other.
+	Connect func()
 	// Changed is called after the desired state has changed.
 	Changed func()
 	// Silence is how long the stream may say nothing before it is opened again.
@@ -49,7 +53,7 @@ type Session struct {
 
 // New makes a session.
 func New(cfg Config) (*Session, error) {
-	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Changed == nil || cfg.Silence <= 0 || cfg.Log == nil {
+	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Connect == nil || cfg.Changed == nil || cfg.Silence <= 0 || cfg.Log == nil {
 		return nil, errors.New("session: incomplete configuration")
 	}
 	return &Session{Config: cfg, listenAgain: make(chan struct{}, 1), sendAgain: make(chan struct{}, 1)}, nil
@@ -105,6 +109,7 @@ func (s *Session) subscribe(ctx context.Context) (heard bool, err error) {
 	silence := time.AfterFunc(s.Silence, func() { cancel(errSilent) })
 	defer silence.Stop()
 	session, revision := s.Desired.Resume()
+	s.Connect()
 	stream, err := s.Client.Subscribe(ctx, &agentv1.SubscribeRequest{Session: session, Revision: revision, Info: s.Info})
 	if err != nil {
 		return false, err
