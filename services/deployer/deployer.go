@@ -154,7 +154,7 @@ func (s *Service) build(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.buildEvents(js); err != nil {
+	if err := errors.Join(s.buildEvents(js), s.show(streams)); err != nil {
 		return err
 	}
 	return event.Monitor(s.deps.Monitor, event.Monitored{

@@ -56,6 +56,13 @@ func (s *Streams) Open(ctx context.Context, host string) (context.Context, *Stre
 	return ctx, st, nil
 }
 
+// Len is how many are open.
+func (s *Streams) Len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
+
 func replaced() error {
 	return fault.New(fault.Conflict, ReasonReplaced, "another stream of this agent has taken the place of this one")
 }
