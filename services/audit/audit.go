@@ -206,6 +206,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) { auditv1.RegisterAuditServi
 func (s *Service) Run(ctx context.Context) error {
 	ctx = trace.WithRecorder(identity.WithCaller(ctx, s.caller), s.traces.Recorder())
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.db.Watch(ctx) })
 	g.Go(func() error { return s.relay.Run(ctx) })
 	g.Go(func() error { return s.ingest.Run(ctx) })
 	g.Go(func() error { return s.feed.Run(ctx) })

@@ -203,6 +203,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) { s.api.Register(r) }
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(trace.WithRecorder(identity.WithCaller(ctx, s.self), s.traces.Recorder()))
 	g.Go(func() error { return s.loops.Run(ctx) })
+	g.Go(func() error { return s.store.DB().Watch(ctx) })
 	g.Go(func() error { return s.relay.Run(ctx) })
 	g.Go(func() error { return s.consumer.Run(ctx) })
 	return g.Wait()

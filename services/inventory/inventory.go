@@ -204,6 +204,7 @@ func (s *Service) Run(ctx context.Context) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(trace.WithRecorder(identity.WithCaller(ctx, self), s.traces.Recorder()))
+	g.Go(func() error { return s.store.DB().Watch(ctx) })
 	g.Go(func() error { return s.relay.Run(ctx) })
 	for _, c := range s.consumers {
 		g.Go(func() error { return c.Run(ctx) })

@@ -195,6 +195,7 @@ func (s *Service) Register(r grpc.ServiceRegistrar) { s.api.Register(r) }
 // Run does what goes on without being called: orders, accounts, renewal windows, and telling events. It ends with ctx.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(trace.WithRecorder(identity.WithCaller(ctx, s.self), s.traces.Recorder()))
+	g.Go(func() error { return s.store.DB().Watch(ctx) })
 	g.Go(func() error { return s.relay.Run(ctx) })
 	g.Go(func() error { return s.worker.Run(ctx) })
 	g.Go(func() error { return s.worker.KeepAccounts(ctx) })

@@ -66,6 +66,16 @@ func (b *broker) connect(name string) (*nats.Conn, error) {
 	return c, nil
 }
 
+// health is an error once the store could not be written: the broker then takes
+// nothing more, for as long as it runs.
+func (b *broker) health() error {
+	h := b.server.Healthz(&server.HealthzOptions{})
+	if h.Error == "" {
+		return nil
+	}
+	return surroundings(exit.Errorf(exit.Data, "the event store does not work (see the kernel log): %s: start again; what was acknowledged is on disk, and events that wait are published then", h.Error))
+}
+
 func (b *broker) stop() {
 	for _, c := range b.conns {
 		c.Close()

@@ -27,6 +27,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/crash"
+	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -389,10 +390,14 @@ func (s *site) ended(ctx context.Context, what string, err error) error {
 	if err == nil {
 		err = errors.New("stopped without being told to")
 	}
-	return surroundings(fmt.Errorf("%s: %w", what, err))
+	err = surroundings(fmt.Errorf("%s: %w", what, err))
+	if fault.KindOf(err) == fault.Transient { // what can be tried again is, but for a disk that cannot be trusted
+		return exit.With(exit.Data, err)
+	}
+	return err
 }
 
-// keep looks after disk, clock and credential.
+// keep looks after disk, broker, clock and credential.
 func (s *site) keep(ctx context.Context) error {
 	t := time.NewTicker(keepInterval)
 	defer t.Stop()
@@ -404,6 +409,9 @@ func (s *site) keep(ctx context.Context) error {
 		}
 		// A disk is given up before it is full: what is open can still be closed.
 		if err := s.dir.CheckSpace(); err != nil {
+			return err
+		}
+		if err := s.broker.health(); err != nil {
 			return err
 		}
 		if err := s.dir.NoteClock(); err != nil {

@@ -180,7 +180,8 @@ func (s *site) openServer(context.Context) error {
 // surroundings gives what a service could not start with, or go on with, its
 // exit code.
 func surroundings(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || strings.Contains(err.Error(), "disk full") {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || strings.Contains(err.Error(), "disk full") ||
+		strings.Contains(err.Error(), syscall.ENOSPC.Error()) { // as the broker and the log's driver tell it
 		return exit.With(exit.Space, err)
 	}
 	var e *fault.Error

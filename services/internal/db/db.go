@@ -1,7 +1,7 @@
 // Package db gives a service its own database: SQLite in one file by default, PostgreSQL where one machine is not enough.
 //
 // It guarantees that a nil error from Write means the change is on disk, that a failed or abandoned Write left nothing behind,
-// that the schema is the one this program knows, and that a data file is open in one process only.
+// that nothing is written any more once the disk has failed to sync (Watch), that the schema is the one this program knows, and that a data file is open in one process only.
 // It leaves to its callers to write portable SQL: placeholders $1..$n, the types TEXT, BIGINT, BYTEA and BOOLEAN, times as
 // BIGINT microseconds (FromTime, Time), JSON as TEXT, ON CONFLICT. After a failed statement a transaction must be given up,
 // because PostgreSQL refuses everything that follows.
@@ -81,6 +81,7 @@ type DB struct {
 	closed   atomic.Bool
 	topics   topics
 	meters   *meters
+	distrust distrust
 }
 
 var schemaName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,40}$`)
@@ -104,7 +105,7 @@ func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, 
 		return nil, errors.Join(err, d.Close())
 	}
 	if c.Driver == SQLite {
-		d.writer = newWriter(d.writes, d.meters.group)
+		d.writer = newWriter(d.writes, &d.distrust, d.meters.group)
 	}
 	return d, nil
 }
@@ -212,7 +213,8 @@ func begin(ctx context.Context) (context.Context, error) {
 // A transaction inside a transaction is refused, by the context given to fn. Constraints must not be deferred: a COMMIT that
 // fails takes all calls of its transaction with it.
 //
-// Errors of the storage itself (disk full, I/O error, server away) come back as fault.Transient STORAGE_UNAVAILABLE.
+// Errors of the storage itself (disk full, I/O error, server away) come back as fault.Transient STORAGE_UNAVAILABLE. A change
+// whose sync failed may be there after a restart.
 func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) (err error) {
 	defer func(begun time.Time) { d.meters.ended(kindWrite, begun, err) }(time.Now())
 	ctx, err = begin(ctx)

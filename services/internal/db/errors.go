@@ -64,6 +64,9 @@ func unavailable(format string, args ...any) error {
 }
 
 func (d *DB) classifySQLite(err error, code int) error {
+	if unsynced(err) {
+		return unavailable("the disk under %s does not sync (see the kernel log): nothing more is written until the service is started again: %w", d.name, err)
+	}
 	switch code & 0xff {
 	case lib.SQLITE_FULL:
 		return unavailable("disk full: free space on the file system of %s: %w", d.name, err)

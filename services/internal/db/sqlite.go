@@ -44,6 +44,12 @@ func openSQLite(ctx context.Context, d *DB, path string, migrations fs.FS, servi
 	if err := claimSQLite(ctx, d.writes, d.name, service); err != nil {
 		return d.classify(err)
 	}
+	// A process before this one may have ended because a sync failed, so nothing is taken for synced that is still in the log
+	// of changes: it is all written into the data file anew.
+	var busy, log, moved int
+	if err := d.writes.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &log, &moved); err != nil {
+		return d.classify(fmt.Errorf("opening %s: %w", d.name, err))
+	}
 	if err := migrate(ctx, d.writes, goose.DialectSQLite3, migrations, d.name); err != nil {
 		return d.classify(err)
 	}

@@ -27,6 +27,7 @@ type writer struct {
 	conn    *sql.Conn
 	known   *statements // of conn
 	size    prometheus.Observer
+	disk    *distrust
 	calls   chan *call
 	closing chan struct{}
 	once    sync.Once
@@ -41,8 +42,8 @@ type call struct {
 }
 
 // newWriter tells size how many calls each COMMIT was for.
-func newWriter(pool *sql.DB, size prometheus.Observer) *writer {
-	w := &writer{pool: pool, size: size, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{})}
+func newWriter(pool *sql.DB, disk *distrust, size prometheus.Observer) *writer {
+	w := &writer{pool: pool, disk: disk, size: size, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{})}
 	go w.run()
 	return w
 }
@@ -139,6 +140,9 @@ func (w *writer) group(c *call) {
 		}
 	}
 	if err := w.exec("COMMIT"); err != nil {
+		if unsynced(err) {
+			w.disk.begin(err)
+		}
 		fail(fmt.Errorf("committing: %w", err))
 		return
 	}
@@ -182,6 +186,9 @@ func (w *writer) member(c *call) (err, broken error) {
 }
 
 func (w *writer) begin() error {
+	if err := w.disk.reason(); err != nil {
+		return err
+	}
 	if w.conn == nil {
 		conn, err := w.pool.Conn(context.Background())
 		if err != nil {

@@ -52,13 +52,16 @@ func New(c Config) (*Ingest, error) {
 	return &Ingest{c: c}, nil
 }
 
-// Run records facts until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS, the disk or the
-// database was away: nothing is acknowledged meanwhile.
+// Run records facts until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS or the database was
+// away or the disk full: nothing is acknowledged meanwhile. A disk that does not work ends it.
 func (i *Ingest) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		err := i.consume(ctx)
 		if ctx.Err() != nil {
 			break
+		}
+		if untrusted(err) {
+			return err
 		}
 		i.c.Log.WarnContext(ctx, "facts are not being received", "error", err)
 		sleep(ctx, time.Second+rand.N(time.Second))
@@ -191,6 +194,9 @@ func (i *Ingest) record(ctx context.Context, b batch) error {
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if untrusted(err) {
+			return err
 		}
 		pause := min(firstPause<<min(failures, 10), longPause)
 		i.c.Log.ErrorContext(ctx, "facts cannot be recorded: they wait at JetStream", "events", len(b.records), "attempt", failures+1, "retry_in", pause, "error", err)

@@ -7,6 +7,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -68,6 +69,9 @@ func (r *Recorder) Record(ctx context.Context, records []record.Encoded) error {
 	}
 	return r.index(ctx, entries)
 }
+
+// untrusted says that the log's disk has failed: this process must not go on with it.
+func untrusted(err error) bool { return errors.Is(err, ledger.ErrDisk) }
 
 // fresh are the records whose events have none yet, each event once.
 func (r *Recorder) fresh(ctx context.Context, records []record.Encoded) ([]record.Encoded, error) {

@@ -29,7 +29,9 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
@@ -150,9 +152,14 @@ func (l *Ledger) Close() error {
 	return errors.Join(err, l.lock.Close())
 }
 
+// ErrDisk is what Append wraps when the disk has failed for another reason than that it is full. What was written then may seem
+// to be there, and be lost with the next power cut, so it must not be built on: the process is to end, and another to begin with
+// what is on the disk.
+var ErrDisk = errors.New("the disk does not work (see the kernel log)")
+
 // Append adds the records and gives their positions once all of them are on disk. They are the next positions, each given once,
 // nearly always in order. An error says nothing about what was added: before the next Append, Refresh must tell how far the
-// log goes, and Read what stands there.
+// log goes, and Read what stands there. After ErrDisk there is no next one.
 func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error) {
 	positions := make([]uint64, len(records))
 	waiting := make([]int, len(records))
@@ -162,7 +169,7 @@ func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error)
 	for len(waiting) > 0 {
 		refused, err := l.appendOnce(ctx, records, waiting, positions)
 		if err != nil {
-			return nil, fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: is the disk full or read-only? %w", l.logDir, err)
+			return nil, l.failed(ctx, err)
 		}
 		if waiting = refused; len(waiting) > 0 {
 			select {
@@ -177,6 +184,18 @@ func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error)
 		return nil, err
 	}
 	return positions, l.checkPositions(positions, before)
+}
+
+// failed says why records could not be added.
+func (l *Ledger) failed(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	// The driver does not wrap all that it is told.
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
+		return fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: disk full: free space there: %w", l.logDir, err)
+	}
+	return fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: %w", l.logDir, fmt.Errorf("%w: %w", ErrDisk, err))
 }
 
 // appendOnce adds the records numbered in waiting and gives the numbers that Tessera does not want yet.
