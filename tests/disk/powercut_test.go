@@ -21,9 +21,7 @@ func TestPowerCuts(t *testing.T) {
 	for round := range *rounds {
 		s.round(t, w, r, round)
 		w.keeps(t.Context(), t, s)
-		for _, promise := range w.broken {
-			t.Error(promise)
-		}
+		w.tells(t)
 		if t.Failed() {
 			return
 		}

@@ -124,9 +124,22 @@ func (w *witness) answers(ctx context.Context, t *testing.T, s *site) *sync.Wait
 	return &wg
 }
 
-// apply declares one deployment after the other, and lets hosts in.
+// maxDeployments keeps below what one host may have.
+const maxDeployments = 150
+
+// apply makes join tokens, and declares one deployment after the other.
 func (w *witness) apply(ctx context.Context, deployer deployerv1.DeployerServiceClient, inventory inventoryv1.InventoryServiceClient, round int) {
 	for n := 0; ctx.Err() == nil; n++ {
+		host := fmt.Sprintf("h-%d-%d", round, n)
+		if _, err := deployer.CreateJoinToken(ctx, &deployerv1.CreateJoinTokenRequest{Host: host}); err == nil {
+			w.note(func() { w.hosts = append(w.hosts, host) })
+		}
+		pause(ctx, 5*time.Millisecond)
+		var have int
+		w.note(func() { have = len(w.deployments) })
+		if have >= maxDeployments {
+			continue
+		}
 		name := fmt.Sprintf("d-%d-%d", round, n)
 		_, err := inventory.ApplyIdentity(ctx, &inventoryv1.ApplyIdentityRequest{Identity: &inventoryv1.Identity{
 			Name: name, Owner: "team@example.com", Purpose: "powercut", Names: &typev1.Names{Dns: []string{name + ".example.com"}},
@@ -140,11 +153,6 @@ func (w *witness) apply(ctx context.Context, deployer deployerv1.DeployerService
 		if err == nil {
 			w.note(func() { w.deployments[name] = 1 })
 		}
-		host := fmt.Sprintf("h-%d-%d", round, n)
-		if _, err := deployer.CreateJoinToken(ctx, &deployerv1.CreateJoinTokenRequest{Host: host}); err == nil {
-			w.note(func() { w.hosts = append(w.hosts, host) })
-		}
-		pause(ctx, 5*time.Millisecond)
 	}
 }
 
@@ -154,7 +162,7 @@ func (w *witness) renew(ctx context.Context, deployer deployerv1.DeployerService
 		all := []string{"web"}
 		w.note(func() {
 			for name := range w.deployments {
-				if len(all) < 3 {
+				if len(all) < 6 {
 					all = append(all, name)
 				}
 			}
@@ -331,6 +339,15 @@ func (w *witness) keeps(ctx context.Context, t *testing.T, s *site) {
 		}
 	})
 	w.verify(ctx, t, filepath.Join(s.plane.Data, "audit", "log"))
+}
+
+// tells makes errors of the promises that were seen to be broken.
+func (w *witness) tells(t *testing.T) {
+	t.Helper()
+	for _, promise := range w.broken {
+		t.Error(promise)
+	}
+	w.broken = nil
 }
 
 // verify holds the log's files against the records and the checkpoint that were seen.

@@ -23,6 +23,8 @@ type Plane struct {
 	Data string
 	// Address is where it serves.
 	Address string
+	// Through is put before the program, and not before the command line, when it is started the next time.
+	Through []string
 
 	lab     *Lab
 	command Command
@@ -71,7 +73,7 @@ func (l *Lab) NewPlane(id string, o ServeOptions) (*Plane, error) {
 
 // Launch is Start without waiting for anything. env is added to the environment.
 func (p *Plane) Launch(env ...string) (err error) {
-	p.Process, err = p.lab.Start(with(p.command, env))
+	p.Process, err = p.lab.Start(with(p.command, env).through(p.Through))
 	return err
 }
 
@@ -170,6 +172,8 @@ type Host struct {
 	Config string
 	// State is the agent's state folder.
 	State string
+	// Through is put before the program when it is started the next time.
+	Through []string
 
 	lab     *Lab
 	command Command
@@ -237,7 +241,13 @@ func (h *Host) Enroll(ctx context.Context, tokenFile string, env ...string) (Res
 
 // Start starts the agent again after it was stopped or killed. env is added to the environment.
 func (h *Host) Start(env ...string) error {
-	proc, err := h.lab.Start(with(h.command, env))
+	proc, err := h.lab.Start(with(h.command, env).through(h.Through))
 	h.Process = proc
 	return err
+}
+
+// through is the command with more before the program.
+func (c Command) through(prefix []string) Command {
+	c.Prefix = append(append([]string{}, c.Prefix...), prefix...)
+	return c
 }
