@@ -362,6 +362,7 @@ func (s *site) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return s.keep(gctx) })
 	g.Go(func() error { return s.ready(gctx) })
+	g.Go(func() error { return boot.GiveMemoryBack(gctx) })
 	done := make(chan error, 1)
 	go func() { done <- g.Wait() }()
 	var err error

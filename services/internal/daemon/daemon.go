@@ -190,6 +190,7 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 	shown.Serving()
 	defer context.AfterFunc(gctx, shown.Stopping)()
 	g.Go(func() error { return shown.Run(gctx) })
+	g.Go(func() error { return boot.GiveMemoryBack(gctx) })
 	// The server stops first: calls under way end while the service still runs.
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	g.Go(func() error {

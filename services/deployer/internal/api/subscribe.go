@@ -11,6 +11,7 @@ import (
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/peer"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
@@ -82,7 +83,11 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
+// closeStream notes that the stream has ended. When the server stops, that all have ended is noted once, by its signing off.
 func (a *agents) closeStream(ctx context.Context, stream *session.Stream) {
+	if f := fault.Of(context.Cause(ctx)); f != nil && f.Reason == rpc.ReasonShuttingDown {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTime)
 	defer cancel()
 	if err := a.Store.CloseStream(ctx, stream.Host, stream.ID); err != nil {
