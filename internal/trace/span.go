@@ -3,6 +3,8 @@ package trace
 import (
 	"context"
 	"time"
+
+	"github.com/sallyport-pki/sallyport/internal/fault"
 )
 
 // Kind says which side of a call a span is.
@@ -86,6 +88,14 @@ func (a *Active) Set(key, value string) {
 	if a != nil {
 		a.span.Attributes = append(a.span.Attributes, Attribute{key, value})
 	}
+}
+
+// Failure is what a span says of an error: its reason, since its text may hold what no trace may.
+func Failure(err error) string {
+	if err == nil {
+		return ""
+	}
+	return fault.Of(err).Reason
 }
 
 // End ends and records the span. failure is a code or a reason, "" for none.

@@ -54,7 +54,7 @@ type ConsumerConfig struct {
 func Each(handle func(context.Context, db.Tx, *eventv1.Event) error) func(context.Context, db.Tx, []*eventv1.Event) error {
 	return func(ctx context.Context, tx db.Tx, events []*eventv1.Event) error {
 		for _, e := range events {
-			if err := handle(trace.With(ctx, trace.Link{Trace: e.GetTraceId()}), tx, e); err != nil {
+			if err := handle(trace.With(ctx, trace.Link{Trace: e.GetTraceId(), Span: e.GetSpanId()}), tx, e); err != nil {
 				return err
 			}
 		}
@@ -118,14 +118,21 @@ func (c *Consumer) consume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}
-	defer messages.Stop()
-	for {
+	defer func() {
+		if n := HandBack(ctx, c.c.JS.Conn(), messages); n > 0 {
+			c.c.Log.InfoContext(ctx, "events that were fetched and not handled are handed back", "consumer", c.c.Durable, "messages", n)
+		}
+	}()
+	work, cancel := Finishing(ctx)
+	defer cancel()
+	for ctx.Err() == nil {
 		m, err := messages.Next(jetstream.NextContext(ctx))
 		if err != nil {
 			return err
 		}
-		c.message(ctx, m)
+		c.message(work, m)
 	}
+	return ctx.Err()
 }
 
 // message handles one message and answers for it.
@@ -240,13 +247,35 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 			err = fmt.Errorf("panic: %v", r)
 		}
 	}()
-	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		fresh, err := receive(ctx, tx, events)
+	begun := time.Now()
+	var fresh []*eventv1.Event
+	err = c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) (err error) {
+		fresh, err = receive(ctx, tx, events)
 		if err != nil || len(fresh) == 0 {
 			return err
 		}
 		return c.c.Handle(ctx, tx, fresh)
 	})
+	if err == nil {
+		Consumed(ctx, "process ", begun, fresh)
+	}
+	return err
+}
+
+// Consumed records that events were consumed, together and from then until now, each in its own trace. What was consumed
+// stands in the span's name after verb.
+func Consumed(ctx context.Context, verb string, begun time.Time, events []*eventv1.Event) {
+	recorder := trace.RecorderOf(ctx)
+	if recorder == nil {
+		return
+	}
+	for _, e := range events {
+		recorder.Record(trace.Span{
+			Link: trace.Link{Trace: e.GetTraceId(), Span: trace.NewSpan()}, Parent: e.GetSpanId(), Kind: trace.Consumer,
+			Name: verb + e.GetType(), Begun: begun, Ended: time.Now(),
+			Attributes: []trace.Attribute{{Key: "sallyport.event", Value: e.GetId()}, {Key: "sallyport.subject", Value: e.GetSubject()}},
+		})
+	}
 }
 
 // skip notes an event that will never be handled, and why.

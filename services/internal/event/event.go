@@ -97,6 +97,9 @@ func fill(ctx context.Context, e *eventv1.Event) error {
 	if e.GetTraceId() == "" {
 		e.TraceId = trace.ID(ctx)
 	}
+	if at := trace.Of(ctx); e.GetSpanId() == "" && e.GetTraceId() == at.Trace {
+		e.SpanId = at.Span
+	}
 	if e.GetRequestId() == "" {
 		e.RequestId = trace.Request(ctx)
 	}

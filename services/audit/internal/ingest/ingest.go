@@ -15,6 +15,7 @@ import (
 
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/crash"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 )
@@ -89,7 +90,14 @@ func (i *Ingest) consume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}
-	defer messages.Stop()
+	var left []jetstream.Msg // taken and not recorded when this ends
+	defer func() {
+		if n := event.HandBack(ctx, i.c.JS.Conn(), messages, left...); n > 0 {
+			i.c.Log.InfoContext(ctx, "facts that were fetched and not recorded are handed back", "messages", n)
+		}
+	}()
+	work, cancel := event.Finishing(ctx)
+	defer cancel()
 	// One batch is read while the one before it is recorded, which mostly waits for the disk.
 	ready := make(chan batch)
 	g, ctx := errgroup.WithContext(ctx)
@@ -102,6 +110,7 @@ func (i *Ingest) consume(ctx context.Context) error {
 			select {
 			case ready <- b:
 			case <-ctx.Done():
+				left = append(left, b.messages...)
 				return ctx.Err()
 			}
 		}
@@ -110,7 +119,7 @@ func (i *Ingest) consume(ctx context.Context) error {
 		for {
 			select {
 			case b := <-ready:
-				if err := i.record(ctx, b); err != nil {
+				if err := i.record(work, b); err != nil {
 					return err
 				}
 			case <-ctx.Done():
@@ -125,12 +134,15 @@ func (i *Ingest) consume(ctx context.Context) error {
 type batch struct {
 	messages []jetstream.Msg
 	records  []record.Encoded
+	events   []*eventv1.Event // for their traces; none where no spans are recorded
+	begun    time.Time
 }
 
 // gather waits for a message and takes those that come with it.
 func (i *Ingest) gather(ctx context.Context, messages jetstream.MessagesContext) (batch, error) {
 	var b batch
 	m, err := messages.Next(jetstream.NextContext(ctx))
+	b.begun = time.Now()
 	for err == nil {
 		if err := i.add(ctx, &b, m); err != nil {
 			return b, err
@@ -169,6 +181,9 @@ func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
 		r, err := i.make.Of(publisher, e)
 		if err == nil {
 			b.records = append(b.records, r)
+			if trace.RecorderOf(ctx) != nil {
+				b.events = append(b.events, e)
+			}
 		} else if err := unreadable(n, err); err != nil {
 			return err
 		}
@@ -203,6 +218,7 @@ func (i *Ingest) record(ctx context.Context, b batch) error {
 		sleep(ctx, pause/2+rand.N(pause/2))
 	}
 	crash.At(crash.Indexed)
+	event.Consumed(ctx, "record ", b.begun, b.events)
 	for _, m := range b.messages {
 		// An acknowledgement that gets lost brings the message again, and the index knows its events.
 		if err := m.Ack(); err != nil {

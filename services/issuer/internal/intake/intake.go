@@ -66,7 +66,7 @@ const staleTries = 5
 func (d *Desk) Submit(ctx context.Context, w Wish) (issuance.Request, error) {
 	r := issuance.Request{
 		ID: w.ID, Digest: w.content().Digest(), Identity: w.Identity, Profile: w.Profile, Replaces: w.Replaces,
-		State: issuance.Machine.Initial(), TraceID: trace.ID(ctx),
+		State: issuance.Machine.Initial(), TraceID: trace.ID(ctx), Span: trace.NewSpan(), Parent: trace.Of(ctx).Span,
 	}
 	csr, err := pki.CheckCSR(w.CSR)
 	if err != nil {
@@ -163,7 +163,9 @@ func (d *Desk) decide(ctx context.Context, r issuance.Request, w Wish, csr *pki.
 
 // atOnce has the internal authority sign. What is signed here and not stored is forgotten.
 func atOnce(ctx context.Context, decision store.Decision, rule *catalogue.Rule, csr *pki.CSR) (store.Decision, error) {
+	ctx, span := trace.Begin(ctx, "authority issue", trace.Attribute{Key: "sallyport.authority", Value: decision.Request.Authority})
 	p, err := rule.Live.Step(ctx, authority.Work{Request: decision.Request, CSR: csr, Usages: decision.Usages, Lifetime: decision.Lifetime, Fresh: true})
+	span.End(trace.Failure(err))
 	if f := fault.Of(err); f != nil && f.Kind == fault.Permanent {
 		return refuse(decision, f), nil
 	}

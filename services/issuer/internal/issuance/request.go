@@ -43,6 +43,9 @@ type Request struct {
 	Updated time.Time
 	// TraceID joins the records of the loops with those of the call that submitted the request.
 	TraceID string
+	// Span is the request's own span in that trace, from created to ended; Parent the one in which it began.
+	Span   string
+	Parent string
 
 	Order Order
 }

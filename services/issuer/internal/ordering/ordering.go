@@ -147,7 +147,7 @@ func (w *Worker) pause(ctx context.Context) time.Duration {
 
 // work moves one request as far as it will go. Half the claim is kept for the last answer to come in and be stored.
 func (w *Worker) work(ctx context.Context, c *store.Claim) {
-	bounded, cancel := context.WithTimeout(trace.With(ctx, trace.Link{Trace: c.Request.TraceID}), w.Rules.Claim/2)
+	bounded, cancel := context.WithTimeout(trace.With(ctx, trace.Link{Trace: c.Request.TraceID, Span: c.Request.Span}), w.Rules.Claim/2)
 	defer cancel()
 	log := w.Log.With("request", c.Request.ID, "authority", c.Request.Authority)
 	fresh := false
@@ -156,7 +156,9 @@ func (w *Worker) work(ctx context.Context, c *store.Claim) {
 			return
 		}
 		crash.In(crash.CAAsked, string(c.Request.State))
-		p, failure := w.step(bounded, c, fresh)
+		step, span := trace.Begin(bounded, "authority "+string(c.Request.State), trace.Attribute{Key: "sallyport.authority", Value: c.Request.Authority})
+		p, failure := w.step(step, c, fresh)
+		span.End(trace.Failure(failure))
 		crash.In(crash.CAAnswered, string(c.Request.State))
 		if w.Crash("after " + string(c.Request.State)) {
 			return

@@ -218,6 +218,9 @@ func (s *Store) Apply(ctx context.Context, c *Claim, ch Change) error {
 		return fmt.Errorf("request %s: %w", r.ID, err)
 	}
 	c.Request, c.Polls, c.Challenges = r, ch.Polls, challenges
+	if r.State.Ended() {
+		Ended(ctx, r)
+	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
@@ -46,7 +47,7 @@ type Decision struct {
 
 const requestColumns = `r.id, r.digest, r.identity, r.profile, r.authority, r.names, r.state, r.replaces, r.reason, r.message, r.attempts,
 	r.failures, r.next_attempt, r.created, r.updated, r.trace_id, r.order_profile, r.order_url, r.order_final, r.order_cert, r.order_plain,
-	r.order_count, r.fingerprint`
+	r.order_count, r.fingerprint, r.trace_span, r.trace_parent`
 
 func scanRequest(row scanner, more ...any) (issuance.Request, error) {
 	var r issuance.Request
@@ -54,7 +55,7 @@ func scanRequest(row scanner, more ...any) (issuance.Request, error) {
 	var next, created, updated int64
 	into := []any{&r.ID, &r.Digest, &r.Identity, &r.Profile, &r.Authority, &names, &r.State, &r.Replaces, &r.Reason, &r.Message, &r.Attempts,
 		&r.Failures, &next, &created, &updated, &r.TraceID, &r.Order.Profile, &r.Order.URL, &r.Order.Finalize, &r.Order.Certificate, &r.Order.Plain,
-		&r.Order.Count, &r.Fingerprint}
+		&r.Order.Count, &r.Fingerprint, &r.Span, &r.Parent}
 	if err := row.Scan(append(into, more...)...); err != nil {
 		return r, err
 	}
@@ -108,12 +109,13 @@ func (s *Store) insertRequest(ctx context.Context, tx db.Tx, d Decision) (bool, 
 	}
 	return db.Changed(tx.Exec(ctx, `INSERT INTO request (id, digest, identity, profile, authority, authority_uid, names, csr, state, replaces,
 		reason, message, attempts, failures, polls, next_attempt, created, updated, trace_id, usages, lifetime,
-		order_profile, order_url, order_final, order_cert, order_plain, order_count, fingerprint, claimed_by, claimed_until, fence)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0, 0, 0, $13, $14, $14, $15, $16, $17, $18, '', '', '', $19, 0, $20, '', 0, 0)
+		order_profile, order_url, order_final, order_cert, order_plain, order_count, fingerprint, claimed_by, claimed_until, fence,
+		trace_span, trace_parent)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 0, 0, 0, $13, $14, $14, $15, $16, $17, $18, '', '', '', $19, 0, $20, '', 0, 0, $21, $22)
 		ON CONFLICT (id) DO NOTHING`,
 		r.ID, r.Digest, r.Identity, r.Profile, r.Authority, d.AuthorityUID, encodeNames(r.Names), csr, string(r.State), string(r.Replaces),
 		r.Reason, r.Message, db.FromTime(r.NextAttempt), db.FromTime(r.Created), r.TraceID, encode(d.Usages), micros(d.Lifetime),
-		r.Order.Profile, false, string(r.Fingerprint)))
+		r.Order.Profile, false, string(r.Fingerprint), r.Span, r.Parent))
 }
 
 func (s *Store) begun(ctx context.Context, tx db.Tx, d Decision) error {
@@ -335,7 +337,21 @@ func (s *Store) Cancel(ctx context.Context, id, reason string) (issuance.Request
 		e.Reason = reason
 		return event.Emit(ctx, tx, e)
 	})
+	if err == nil {
+		Ended(ctx, r)
+	}
 	return r, err
+}
+
+// Ended records the span of a request that has waited for its authority, now that it is over.
+func Ended(ctx context.Context, r issuance.Request) {
+	trace.RecorderOf(ctx).Record(trace.Span{
+		Link: trace.Link{Trace: r.TraceID, Span: r.Span}, Parent: r.Parent, Name: "request", Begun: r.Created, Ended: r.Updated, Failure: r.Reason,
+		Attributes: []trace.Attribute{
+			{Key: "sallyport.request", Value: r.ID}, {Key: "sallyport.authority", Value: r.Authority}, {Key: "sallyport.identity", Value: r.Identity},
+			{Key: "sallyport.state", Value: string(r.State)}, {Key: "sallyport.fingerprint", Value: string(r.Fingerprint)},
+		},
+	})
 }
 
 // ReasonCancelled is the reason of a request that was given up.
