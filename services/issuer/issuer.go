@@ -125,11 +125,12 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 	if err != nil {
 		return err
 	}
-	desk, err := intake.New(intake.Config{Store: s.store, Catalogue: s.catalogue, Identities: identities})
+	failures := authorityFailures()
+	desk, err := intake.New(intake.Config{Store: s.store, Catalogue: s.catalogue, Identities: identities, Failed: failed(failures)})
 	if err != nil {
 		return err
 	}
-	s.worker, err = ordering.New(ordering.Config{Store: s.store, Authorities: s.catalogue, Rules: c.ordering(), Log: d.Log, Now: d.Now})
+	s.worker, err = ordering.New(ordering.Config{Store: s.store, Authorities: s.catalogue, Rules: c.ordering(), Log: d.Log, Now: d.Now, Failed: failed(failures)})
 	if err != nil {
 		return err
 	}
@@ -151,6 +152,9 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 	}
 	s.relay, err = event.NewRelay(event.RelayConfig{DB: s.store.DB(), JS: js, Service: Name, Log: d.Log})
 	if err != nil {
+		return err
+	}
+	if err := s.show(d.Monitor, failures, d.Now); err != nil {
 		return err
 	}
 	return event.Monitor(d.Monitor, event.Monitored{DB: s.store.DB(), JS: js, Relay: s.relay})

@@ -24,11 +24,13 @@ import (
 // ReasonCSR is given for a CSR that cannot be taken.
 const ReasonCSR = "CSR_REFUSED"
 
-// Config is what a Desk needs; all of it is required.
+// Config is what a Desk needs; all but Failed is required.
 type Config struct {
 	Store      *store.Store
 	Catalogue  *catalogue.Catalogue
 	Identities *Identities
+	// Failed, if set, is told of each time an authority that answers at once did not.
+	Failed func(authority string, why error)
 }
 
 // Desk takes requests in. It may be used concurrently.
@@ -38,6 +40,9 @@ type Desk struct{ Config }
 func New(c Config) (*Desk, error) {
 	if c.Store == nil || c.Catalogue == nil || c.Identities == nil {
 		return nil, errors.New("intake.New: Store, Catalogue and Identities are required")
+	}
+	if c.Failed == nil {
+		c.Failed = func(string, error) {}
 	}
 	return &Desk{c}, nil
 }
@@ -158,14 +163,17 @@ func (d *Desk) decide(ctx context.Context, r issuance.Request, w Wish, csr *pki.
 	if rule.Authority.Spec.Internal == nil {
 		return decision, nil
 	}
-	return atOnce(ctx, decision, rule, csr)
+	return d.atOnce(ctx, decision, rule, csr)
 }
 
 // atOnce has the internal authority sign. What is signed here and not stored is forgotten.
-func atOnce(ctx context.Context, decision store.Decision, rule *catalogue.Rule, csr *pki.CSR) (store.Decision, error) {
+func (d *Desk) atOnce(ctx context.Context, decision store.Decision, rule *catalogue.Rule, csr *pki.CSR) (store.Decision, error) {
 	ctx, span := trace.Begin(ctx, "authority issue", trace.Attribute{Key: "sallyport.authority", Value: decision.Request.Authority})
 	p, err := rule.Live.Step(ctx, authority.Work{Request: decision.Request, CSR: csr, Usages: decision.Usages, Lifetime: decision.Lifetime, Fresh: true})
 	span.End(trace.Failure(err))
+	if err != nil {
+		d.Failed(decision.Request.Authority, err)
+	}
 	if f := fault.Of(err); f != nil && f.Kind == fault.Permanent {
 		return refuse(decision, f), nil
 	}

@@ -42,13 +42,15 @@ type Authorities interface {
 	LiveByUID(ctx context.Context, uid string) (authority.Authority, error)
 }
 
-// Config is what a Worker needs; all but Crash is required.
+// Config is what a Worker needs; all but Failed and Crash is required.
 type Config struct {
 	Store       *store.Store
 	Authorities Authorities
 	Rules       Rules
 	Log         *slog.Logger
 	Now         func() time.Time
+	// Failed, if set, is told of each step that failed and of each order that ended without a certificate.
+	Failed func(authority string, why error)
 	// Crash, in tests, is asked between any two steps whether the process has just died.
 	Crash func(point string) bool
 }
@@ -70,6 +72,9 @@ func New(c Config) (*Worker, error) {
 	}
 	if err := c.Rules.Retry.Check(); err != nil {
 		return nil, err
+	}
+	if c.Failed == nil {
+		c.Failed = func(string, error) {}
 	}
 	if c.Crash == nil {
 		c.Crash = func(string) bool { return false }
@@ -168,6 +173,12 @@ func (w *Worker) work(ctx context.Context, c *store.Claim) {
 			return
 		}
 		from := c.Request.State
+		switch {
+		case failure != nil:
+			w.Failed(c.Request.Authority, failure)
+		case p.Event == issuance.Reorder:
+			w.Failed(c.Request.Authority, p.Trouble)
+		}
 		ch := decide(c.Request, c.Polls, p, failure, w.Rules, w.Now())
 		if err := w.apply(bounded, c, ch); err != nil {
 			log.WarnContext(ctx, "the request's progress is not stored", "state", string(c.Request.State), "error", err)
