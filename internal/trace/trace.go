@@ -102,6 +102,12 @@ func With(ctx context.Context, l Link) context.Context {
 	return context.WithValue(ctx, linkKey{}, l)
 }
 
+// Follow is With for a traceparent; one that is none leaves ctx as it is.
+func Follow(ctx context.Context, parent string) context.Context {
+	l, _ := Parse(parent)
+	return With(ctx, l)
+}
+
 // Of is the place of ctx, the zero Link when it has none.
 func Of(ctx context.Context) Link {
 	l, _ := ctx.Value(linkKey{}).(Link)

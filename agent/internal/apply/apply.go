@@ -69,6 +69,7 @@ type Job struct {
 	Attempt    int32
 	Connector  string
 	Settings   map[string]string
+	Trace      string // traceparent, "" for none
 }
 
 // Report is its result.
@@ -82,7 +83,31 @@ type Report struct {
 	Served      pki.Fingerprint
 	Address     string
 	Time        time.Time
+	Steps       []Step
 }
+
+// Step is how long a part of the work took.
+type Step struct {
+	Kind   StepKind
+	Begun  time.Time
+	Ended  time.Time
+	Failed bool
+}
+
+// StepKind names a part of the work.
+type StepKind string
+
+// The parts.
+const (
+	StepInstall StepKind = "install" // all of it
+	StepStage   StepKind = "stage"
+	StepReload  StepKind = "reload"
+	StepVerify  StepKind = "verify"
+	StepRestore StepKind = "restore"
+)
+
+// maxSteps bounds what a report says of the work; one that was interrupted again and again has more.
+const maxSteps = 12
 
 // Config is what a Machine needs. All fields must be set.
 type Config struct {
@@ -118,6 +143,8 @@ type record struct {
 	Before  pki.Fingerprint  `json:"before,omitempty"` // what it served
 	Trouble *trouble         `json:"trouble,omitempty"`
 	Resumes int              `json:"resumes,omitempty"`
+	Begun   time.Time        `json:"begun"`
+	Steps   []Step           `json:"steps,omitempty"`
 	Report  *Report          `json:"report,omitempty"`
 
 	place connector.Place
@@ -170,7 +197,7 @@ func (m *Machine) report(job Job, outcome Outcome) Report {
 func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, pair connector.Pair) Report {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
 	defer cancel()
-	rec := &record{Job: job, State: Staging, New: pair.Leaf().Raw, leaf: pair.Leaf(), place: place}
+	rec := &record{Job: job, State: Staging, New: pair.Leaf().Raw, leaf: pair.Leaf(), place: place, Begun: m.Now()}
 	found, err := place.Inspect(ctx)
 	if err != nil {
 		return m.Refuse(job, err)
@@ -185,7 +212,9 @@ func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, p
 		return m.Refuse(job, err)
 	}
 	crash.At(crash.Begun)
+	done := m.step(rec, StepStage)
 	rec.Staged, err = place.Stage(ctx, pair)
+	done(err != nil)
 	crash.At(crash.FilesStaged)
 	if err == nil {
 		err = m.move(rec, Staged)
@@ -206,7 +235,10 @@ func (m *Machine) finish(ctx context.Context, rec *record) {
 	for rec.State != Ended {
 		switch rec.State {
 		case Activating:
-			if err := rec.place.Activate(ctx, rec.Staged); err != nil {
+			done := m.step(rec, StepReload)
+			err := rec.place.Activate(ctx, rec.Staged)
+			done(err != nil)
+			if err != nil {
 				m.fail(ctx, rec, troubleOf(err))
 				continue
 			}
@@ -224,7 +256,9 @@ func (m *Machine) finish(ctx context.Context, rec *record) {
 }
 
 func (m *Machine) verify(ctx context.Context, rec *record) {
+	done := m.step(rec, StepVerify)
 	sight := rec.place.Verify(ctx, rec.leaf, m.VerifyWait)
+	done(sight.View != connector.Right)
 	crash.At(crash.Verified)
 	switch {
 	case sight.View == connector.Right:
@@ -270,9 +304,11 @@ func (m *Machine) restore(ctx context.Context, rec *record) {
 	if why == nil {
 		why = &trouble{ReasonInterrupted, "the installation was interrupted"}
 	}
+	done := m.step(rec, StepRestore)
 	failed := rec.place.Restore(ctx, rec.Staged)
 	crash.At(crash.FilesBack)
 	sight, wrong := m.asBefore(ctx, rec)
+	done(wrong != nil)
 	if failed != nil && wrong == nil {
 		// A hook that fails once more does no harm where the old pair is in place and served.
 		if found, err := rec.place.Inspect(ctx); err != nil || len(rec.Old) > 0 && (!found.Whole() || string(found.Chain[0].Raw) != string(rec.Old)) || len(rec.Old) == 0 && !found.Empty {
@@ -323,7 +359,19 @@ func (m *Machine) conclude(rec *record, outcome Outcome, why *trouble, sight con
 	if why != nil {
 		r.Reason, r.Message = why.Reason, why.Message
 	}
+	whole := Step{Kind: StepInstall, Begun: rec.Begun, Ended: m.Now(), Failed: outcome == TakenBack || outcome == Broken}
+	r.Steps = append([]Step{whole}, rec.Steps...)
 	rec.Report = &r
+}
+
+// step begins a part of the work; the function it gives ends it.
+func (m *Machine) step(rec *record, kind StepKind) func(failed bool) {
+	begun := m.Now()
+	return func(failed bool) {
+		if len(rec.Steps) < maxSteps {
+			rec.Steps = append(rec.Steps, Step{Kind: kind, Begun: begun, Ended: m.Now(), Failed: failed})
+		}
+	}
 }
 
 func (m *Machine) end(ctx context.Context, rec *record, e Event, outcome Outcome, why *trouble, sight connector.Sight) {

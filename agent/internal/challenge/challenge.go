@@ -21,6 +21,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/pace"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	"github.com/sallyport-pki/sallyport/internal/crash"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 const (
@@ -158,7 +159,7 @@ func (r *Responder) pass(ctx context.Context) (next time.Time) {
 		if message == "" && served != nil {
 			message = served.Error()
 		}
-		if due := r.tell(ctx, id, message); !due.IsZero() && (next.IsZero() || due.Before(next)) {
+		if due := r.tell(trace.Follow(ctx, c.GetTraceparent()), id, message); !due.IsZero() && (next.IsZero() || due.Before(next)) {
 			next = due
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // ReasonAssignmentInvalid: what the server assigned makes no sense to this agent.
@@ -52,6 +53,7 @@ func Parse(a *agentv1.Assignment) (Assignment, error) {
 		Job: apply.Job{
 			Assignment: a.GetId(), Generation: a.GetGeneration(), Attempt: a.GetAttempt(),
 			Connector: a.GetTarget().GetConnector(), Settings: maps.Clone(a.GetTarget().GetSettings()),
+			Trace: traceOf(a.GetTraceparent()),
 		},
 		Target: a.GetTarget().GetName(), CSRReceived: a.GetCsrReceived(),
 	}
@@ -80,6 +82,15 @@ func Parse(a *agentv1.Assignment) (Assignment, error) {
 	}
 	out.Names = names
 	return out, nil
+}
+
+// traceOf takes a traceparent that is one, and "" for any other.
+func traceOf(parent string) string {
+	l, ok := trace.Parse(parent)
+	if !ok {
+		return ""
+	}
+	return l.String()
 }
 
 // Step is what to do for an assignment now.

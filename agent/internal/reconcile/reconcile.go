@@ -29,6 +29,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // The reasons this package gives, besides those of plan, apply and the connectors.
@@ -172,6 +173,7 @@ func (r *Reconciler) forget(ctx context.Context, id string) {
 func (r *Reconciler) step(ctx context.Context, message *agentv1.Assignment, watch bool) time.Time {
 	last := r.Progress.Last(message.GetId())
 	a, err := plan.Parse(message)
+	ctx = trace.Follow(ctx, a.Trace)
 	step, until := plan.Decide(a, last, r.Now())
 	if step == plan.Wait || step == plan.Watch && !watch {
 		return until
@@ -216,7 +218,9 @@ func (r *Reconciler) submit(ctx context.Context, a plan.Assignment) time.Time {
 	if r.Now().Before(h.until) {
 		return h.until
 	}
+	key := &agentv1.Step{Kind: agentv1.StepKind_STEP_KIND_KEY, Begun: timestamppb.New(r.Now())}
 	pending, err := r.Keys.Make(ctx, h.id, a.KeyType, a.Names)
+	key.Ended = timestamppb.New(r.Now())
 	if err != nil {
 		err = fault.New(fault.Transient, apply.ReasonStateNotWritable, "making the key: %w", err)
 		r.refuse(ctx, a, err)
@@ -224,7 +228,7 @@ func (r *Reconciler) submit(ctx context.Context, a plan.Assignment) time.Time {
 	}
 	crash.At(crash.KeyMade)
 	err = r.Submit(ctx, &agentv1.SubmitCSRRequest{
-		Assignment: a.Assignment, Generation: a.Generation, Attempt: a.Attempt, Csr: pending.CSR,
+		Assignment: a.Assignment, Generation: a.Generation, Attempt: a.Attempt, Csr: pending.CSR, Steps: []*agentv1.Step{key},
 	})
 	switch {
 	case err == nil:
@@ -378,9 +382,19 @@ var outcomes = map[apply.Outcome]agentv1.Outcome{
 	apply.Broken: agentv1.Outcome_OUTCOME_BROKEN, apply.Drifted: agentv1.Outcome_OUTCOME_DRIFTED,
 }
 
+var stepKinds = map[apply.StepKind]agentv1.StepKind{
+	apply.StepInstall: agentv1.StepKind_STEP_KIND_INSTALL, apply.StepStage: agentv1.StepKind_STEP_KIND_STAGE, apply.StepReload: agentv1.StepKind_STEP_KIND_RELOAD,
+	apply.StepVerify: agentv1.StepKind_STEP_KIND_VERIFY, apply.StepRestore: agentv1.StepKind_STEP_KIND_RESTORE,
+}
+
 func message(r apply.Report) *agentv1.ReportAssignmentRequest {
+	var steps []*agentv1.Step
+	for _, s := range r.Steps {
+		steps = append(steps, &agentv1.Step{Kind: stepKinds[s.Kind], Begun: timestamppb.New(s.Begun), Ended: timestamppb.New(s.Ended), Failed: s.Failed})
+	}
 	return &agentv1.ReportAssignmentRequest{
 		ReportId: r.ID, Assignment: r.Assignment, Generation: r.Generation, Attempt: r.Attempt, Outcome: outcomes[r.Outcome],
 		Served: string(r.Served), Address: r.Address, Reason: r.Reason, Message: r.Message, Time: timestamppb.New(r.Time),
+		Traceparent: r.Trace, Steps: steps,
 	}
 }

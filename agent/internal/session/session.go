@@ -20,6 +20,7 @@ import (
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 const (
@@ -172,6 +173,7 @@ func (s *Session) Send(ctx context.Context) error {
 
 // send gives nil when the report is the server's, or will never be.
 func (s *Session) send(ctx context.Context, r *agentv1.ReportAssignmentRequest) error {
+	ctx = trace.Follow(ctx, r.GetTraceparent())
 	_, err := s.Client.ReportAssignment(ctx, r)
 	switch {
 	case err == nil:
