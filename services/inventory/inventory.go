@@ -179,6 +179,9 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 	if err != nil {
 		return nil, err
 	}
+	if err := show(d.Monitor, st, d.Now); err != nil {
+		return nil, err
+	}
 	if err := event.Monitor(d.Monitor, event.Monitored{DB: st.DB(), JS: js, Relay: relay, Consumers: heard}); err != nil {
 		return nil, err
 	}

@@ -36,6 +36,9 @@ const (
 	HostSilent          Rule = "host_silent"
 )
 
+// Rules are all of them.
+var Rules = []Rule{Expiring, Expired, ServedIsNotAssigned, UnknownIssuer, WeakKey, NoOwner, Overdue, HostSilent}
+
 // Severity orders findings; a greater one is worse.
 type Severity int
 
@@ -45,6 +48,9 @@ const (
 	Warning  Severity = 2 // act soon
 	Critical Severity = 3 // act now
 )
+
+// Severities are all of them.
+var Severities = []Severity{Info, Warning, Critical}
 
 // String is "info", "warning" or "critical".
 func (s Severity) String() string {
