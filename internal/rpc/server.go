@@ -39,6 +39,8 @@ const (
 	// returnRate is how many callers a second with a stream are told to come back
 	// when the server stops.
 	returnRate = 1000
+	// streamWorkers serve calls one after another, each on a stack that has grown already; further calls get a goroutine each.
+	streamWorkers = 64
 )
 
 // ServerConfig says what a server offers to whom.
@@ -183,6 +185,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		grpc.WriteBufferSize(writeBuffer), grpc.ReadBufferSize(readBuffer),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connWindow),
 		grpc.WaitForHandlers(true),
+		grpc.NumStreamWorkers(streamWorkers),
 	)
 	s.health = health.NewServer()
 	healthpb.RegisterHealthServer(s.grpc, s.health)
