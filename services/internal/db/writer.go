@@ -121,16 +121,20 @@ func (w *writer) group(c *call) {
 		}
 	}
 	for n := 1; ; n++ {
-		err, broken := w.member(c)
+		err, broken := w.member(c, n == 1)
 		if broken != nil {
 			c.result <- broken
 			fail(broken)
 			return
 		}
-		if err != nil {
-			c.result <- err
-		} else {
+		switch {
+		case err == nil:
 			done = append(done, c)
+		case n == 1:
+			c.result <- err
+			return
+		default:
+			c.result <- err
 		}
 		if n == maxGroup {
 			break
@@ -167,17 +171,28 @@ func (w *writer) waiting() *call {
 	}
 }
 
-// member runs one call behind a savepoint. broken means that the whole transaction is lost: SQLite itself rolls back after
-// a full disk or an I/O error.
-func (w *writer) member(c *call) (err, broken error) {
-	if err := w.exec("SAVEPOINT call"); err != nil {
-		close(c.turn)
-		return nil, err
+// member runs one call behind a savepoint, which spares the others its failure. The first has no others: with its failure the
+// transaction is over. broken means that the whole transaction is lost: SQLite itself rolls back after a full disk or an I/O
+// error.
+func (w *writer) member(c *call, first bool) (err, broken error) {
+	if !first {
+		if err := w.exec("SAVEPOINT call"); err != nil {
+			close(c.turn)
+			return nil, err
+		}
 	}
 	c.turn <- &groupTx{conn: w.conn, known: w.known}
 	err = <-c.outcome
-	if err == nil {
+	switch {
+	case err == nil && first:
+		return nil, nil
+	case err == nil:
 		return nil, w.exec("RELEASE call")
+	case first:
+		if back := w.exec("ROLLBACK"); back != nil {
+			return nil, fmt.Errorf("%w (rolling back: %w)", err, back)
+		}
+		return err, nil
 	}
 	if back := w.exec("ROLLBACK TO call"); back != nil {
 		return nil, fmt.Errorf("%w (the transaction shared with it is rolled back: %w)", err, back)
