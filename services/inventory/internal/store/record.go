@@ -12,7 +12,8 @@ import (
 )
 
 const (
-	chunk = 500 // rows in one statement
+	chunk        = 500 // rows in one statement
+	issuedAtOnce = 64  // of which there are many messages in a row: its text is the same again
 	// maxIndexed bounds what goes into an index as text; no name that can be asked for is longer.
 	maxIndexed = 253
 )
@@ -26,48 +27,58 @@ func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, all []catalog.Issued
 		return err
 	}
 	var issuers []catalog.Certificate
-	var concerned []string
+	var added, concerned []string
 	for _, i := range all {
 		issuers = append(issuers, i.Issuers...)
-		others, err := recordIssued(ctx, tx, i)
+		leaf := string(i.Leaf.Facts.Fingerprint)
+		fresh, before, err := recordIssued(ctx, tx, i)
 		if err != nil {
 			return err
 		}
-		concerned = append(concerned, others...)
+		concerned = append(concerned, before, i.Replaces)
+		if fresh {
+			added = append(added, leaf)
+		} else {
+			concerned = append(concerned, leaf)
+		}
 	}
 	if err := s.putIssuers(ctx, tx, issuers, true); err != nil {
 		return err
 	}
+	// What is new and nowhere has nothing yet that could be wrong with it.
+	for part := range slices.Chunk(added, issuedAtOnce) {
+		var args []any
+		somewhere, err := texts(ctx, tx, `SELECT fingerprint FROM certificate WHERE present AND fingerprint IN `+db.In(&args, part), args...)
+		if err != nil {
+			return err
+		}
+		concerned = append(concerned, somewhere...)
+	}
 	return s.refresh(ctx, tx, concerned)
 }
 
-// recordIssued gives the fingerprints of those whose sums and judgement may have changed by it. The certificate itself is not
-// one of them while it is new and nowhere: there is nothing yet that could be wrong with it.
-func recordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) ([]string, error) {
+// recordIssued says whether the certificate is new, or which one it was said to replace before.
+func recordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) (fresh bool, before string, err error) {
 	leaf, told := string(i.Leaf.Facts.Fingerprint), db.FromTime(i.Time)
-	var present bool
-	fresh, err := found(tx.QueryRow(ctx, insertIssued, leaf, i.Leaf.DER, db.FromTime(i.Leaf.Facts.NotAfter), strings.ToLower(i.Leaf.Facts.Issuer), i.Leaf.IssuerKey,
-		told, i.Identity, i.Authority, i.Profile, i.Request, i.Replaces).Scan(&present))
-	switch {
-	case err != nil:
-		return nil, err
-	case fresh && present:
-		return []string{leaf, i.Replaces}, putNames(ctx, tx, i.Leaf)
-	case fresh:
-		return []string{i.Replaces}, putNames(ctx, tx, i.Leaf)
+	fresh, err = db.Changed(tx.Exec(ctx, insertIssued, leaf, i.Leaf.DER, db.FromTime(i.Leaf.Facts.NotAfter), strings.ToLower(i.Leaf.Facts.Issuer), i.Leaf.IssuerKey,
+		told, i.Identity, i.Authority, i.Profile, i.Request, i.Replaces))
+	if err != nil {
+		return false, "", err
+	}
+	if fresh {
+		return true, "", putNames(ctx, tx, i.Leaf)
 	}
 	if err := putCertificates(ctx, tx, []catalog.Certificate{i.Leaf}, i.Time); err != nil {
-		return nil, err
+		return false, "", err
 	}
-	var before string
 	if err := tx.QueryRow(ctx, `SELECT replaces FROM certificate WHERE fingerprint = $1`, leaf).Scan(&before); err != nil {
-		return nil, err
+		return false, "", err
 	}
 	// One request ends in one certificate; should two ever claim the same, the first counts.
 	_, err = tx.Exec(ctx, `UPDATE certificate SET issued = $1, identity = $2, authority = $3, profile = $4, request = $5, replaces = $6
 		WHERE fingerprint = $7 AND (issued = 0 OR (issued, request, identity, authority, profile, replaces) > ($1, $5, $2, $3, $4, $6))`,
 		told, i.Identity, i.Authority, i.Profile, i.Request, i.Replaces, leaf)
-	return []string{leaf, before, i.Replaces}, err
+	return false, before, err
 }
 
 // insertIssued adds a certificate that is not known yet, as it nearly always is. It may be assigned or replaced already; one that
@@ -75,7 +86,7 @@ func recordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) ([]string, er
 var insertIssued = func() string {
 	present, _, replaced := sums("CAST($1 AS TEXT)", "CAST($7 AS TEXT)")
 	return `INSERT INTO certificate (fingerprint, der, not_after, issuer, issuer_key, known, issued, identity, authority, profile, request, replaces, present, replaced)
-		VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9, $10, $11, ` + present + `, ` + replaced + `) ON CONFLICT (fingerprint) DO NOTHING RETURNING present`
+		VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9, $10, $11, ` + present + `, ` + replaced + `) ON CONFLICT (fingerprint) DO NOTHING`
 }()
 
 // RecordAuthority projects an authority's CA certificates. Those it once had still vouch for what they issued.
