@@ -119,6 +119,9 @@ func diagnosis(r doctor.Report) error {
 	return nil
 }
 
+// maxShown bounds the problems that a table shows of one check.
+const maxShown = 20
+
 func (a *app) writeDoctor(format string, r doctor.Report) error {
 	if format != string(output.FormatTable) {
 		return output.WriteValue(a.env.Out, output.Format(format), r)
@@ -135,7 +138,11 @@ func (a *app) writeDoctor(format string, r doctor.Report) error {
 		return err
 	}
 	for _, c := range r.Checks {
-		for _, p := range c.Problems {
+		for i, p := range c.Problems {
+			if i == maxShown {
+				fmt.Fprintf(a.env.Out, "\n%s: %d more (-o json shows all)\n", c.Name, len(c.Problems)-i)
+				break
+			}
 			if _, err := fmt.Fprintf(a.env.Out, "\n%s (%s, %s)\n  %s\n  What to do: %s\n", output.Clean(p.Subject), p.Service, p.Rule, output.Clean(p.Message), p.Remedy); err != nil {
 				return err
 			}

@@ -315,7 +315,7 @@ func (v *view) list(ctx context.Context, s Services) {
 	var deployer, issuer, inventory error
 	g.Go(func() error {
 		v.assignments, deployer = pages(func(token string) ([]*deployerv1.AssignmentStatus, string, error) {
-			r, err := s.Deployer.ListAssignments(ctx, &deployerv1.ListAssignmentsRequest{PageSize: pageSize, PageToken: token})
+			r, err := s.Deployer.ListAssignments(ctx, &deployerv1.ListAssignmentsRequest{PageSize: pageSize, PageToken: token, States: everyState()})
 			return r.GetAssignments(), r.GetNextPageToken(), err
 		})
 		return nil
@@ -336,6 +336,17 @@ func (v *view) list(ctx context.Context, s Services) {
 	})
 	_ = g.Wait() // each keeps its own error
 	v.listErr = map[string]error{"deployer": deployer, "issuer": issuer, "inventory": inventory}
+}
+
+// everyState asks for withdrawn assignments too.
+func everyState() []deployerv1.AssignmentState {
+	var all []deployerv1.AssignmentState
+	for n := range deployerv1.AssignmentState_name {
+		if n != 0 {
+			all = append(all, deployerv1.AssignmentState(n))
+		}
+	}
+	return all
 }
 
 func pages[T any](read func(token string) ([]T, string, error)) ([]T, error) {
