@@ -194,6 +194,9 @@ func (s *Service) open(ctx context.Context, c Config) (err error) {
 	if s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index, Checker: checker}); err != nil {
 		return err
 	}
+	if err := errors.Join(show(s.deps.Monitor, s.ledger, index), s.deps.Monitor.Register(recorder.Metrics()...)); err != nil {
+		return err
+	}
 	return event.Monitor(s.deps.Monitor, event.Monitored{
 		DB: s.db, JS: js, Relay: s.relay, Consumers: map[string][]string{ingest.Durable: {event.FactsOf("*")}},
 	})

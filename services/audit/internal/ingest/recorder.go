@@ -11,6 +11,9 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	"github.com/sallyport-pki/sallyport/internal/crash"
@@ -30,6 +33,9 @@ type Recorder struct {
 	store  *store.Store
 	log    *slog.Logger
 	mu     sync.Mutex // one call at a time
+
+	delay prometheus.Histogram
+	last  prometheus.Gauge
 }
 
 // NewRecorder makes sure that log and index belong together, refusing with what to do if they do not, and brings the index up
@@ -38,7 +44,16 @@ func NewRecorder(ctx context.Context, l *ledger.Ledger, s *store.Store, log *slo
 	if err := s.Adopt(ctx, l.Verifier()); err != nil {
 		return nil, fmt.Errorf("opening the index: %w", err)
 	}
-	r := &Recorder{ledger: l, store: s, log: log}
+	r := &Recorder{
+		ledger: l, store: s, log: log,
+		delay: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sallyport_audit_record_delay_seconds", Help: "Time from an event to its record being in the log and indexed.",
+			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
+		}),
+		last: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "sallyport_audit_last_record_delay_seconds", Help: "The same of the last record alone.",
+		}),
+	}
 	return r, r.catchUp(ctx)
 }
 
@@ -67,7 +82,23 @@ func (r *Recorder) Record(ctx context.Context, records []record.Encoded) error {
 	for i, rec := range fresh {
 		entries[i] = store.Entry{Position: positions[i], Record: rec.Head}
 	}
-	return r.index(ctx, entries)
+	if err := r.index(ctx, entries); err != nil {
+		return err
+	}
+	r.measure(fresh)
+	return nil
+}
+
+// Metrics say how far records are behind their events.
+func (r *Recorder) Metrics() []prometheus.Collector { return []prometheus.Collector{r.delay, r.last} }
+
+func (r *Recorder) measure(recorded []record.Encoded) {
+	now := time.Now()
+	for _, rec := range recorded {
+		delay := max(now.Sub(rec.Head.Time).Seconds(), 0) // the clock is another service's
+		r.delay.Observe(delay)
+		r.last.Set(delay)
+	}
 }
 
 // untrusted says that the log's disk has failed: this process must not go on with it.

@@ -82,9 +82,10 @@ type Ledger struct {
 	shutdown func(context.Context) error
 	stop     context.CancelFunc
 
-	mu    sync.Mutex
-	size  uint64
-	grown chan struct{} // closed and replaced when size grows
+	mu      sync.Mutex
+	trouble error // of the last Append
+	size    uint64
+	grown   chan struct{} // closed and replaced when size grows
 }
 
 // Open opens the log, or begins a new one in an empty directory. Every refusal says what to do.
@@ -160,7 +161,8 @@ var ErrDisk = errors.New("the disk does not work (see the kernel log)")
 // Append adds the records and gives their positions once all of them are on disk. They are the next positions, each given once,
 // nearly always in order. An error says nothing about what was added: before the next Append, Refresh must tell how far the
 // log goes, and Read what stands there. After ErrDisk there is no next one.
-func (l *Ledger) Append(ctx context.Context, records [][]byte) ([]uint64, error) {
+func (l *Ledger) Append(ctx context.Context, records [][]byte) (_ []uint64, err error) {
+	defer func() { l.noteAppend(err) }()
 	positions := make([]uint64, len(records))
 	waiting := make([]int, len(records))
 	for i := range waiting {

@@ -359,6 +359,22 @@ func TestFullDisk(t *testing.T) {
 	}
 	defer func() { _ = exec.Command("umount", "-l", dir).Run() }() // the namespace ends anyway
 	l := open(t, filepath.Join(dir, "audit"))
+	writable := func(want bool, when string) {
+		t.Helper()
+		if err := l.Writable(t.Context()); (err == nil) != want || err != nil && !strings.Contains(err.Error(), "disk full") {
+			t.Errorf("writable %s: %v", when, err)
+		}
+	}
+	writable(true, "at first")
+	filler := filepath.Join(dir, "filler")
+	if err := os.WriteFile(filler, make([]byte, 2<<20), 0o600); err == nil {
+		t.Fatal("the file system is larger than it should be")
+	}
+	writable(false, "with nothing to record and a full disk")
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	writable(true, "with room again")
 	written, failed := 0, 0
 	for failed == 0 && written < 10000 {
 		_, err := l.Append(t.Context(), records(t, written, 100))
@@ -374,6 +390,7 @@ func TestFullDisk(t *testing.T) {
 	if failed == 0 {
 		t.Fatal("the disk never got full")
 	}
+	writable(false, "after records were not taken")
 	if out, err := exec.Command("mount", "-o", "remount,size=20m", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -383,5 +400,6 @@ func TestFullDisk(t *testing.T) {
 	}
 	appendAll(t, l, records(t, int(size), 100))
 	verify(t, l, size+100)
+	writable(true, "after records were taken again")
 	closeLedger(t, l)
 }
