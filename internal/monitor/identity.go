@@ -14,7 +14,9 @@ import (
 
 var (
 	svidDesc = prometheus.NewDesc("sallyport_svid_expiry_timestamp_seconds", "When the service's own SVID runs out.", nil, nil)
-	rootDesc = prometheus.NewDesc("sallyport_svid_authority_expiry_timestamp_seconds", "When the first CA certificate runs out of those that the service's own SVID leads to.", nil, nil)
+	lifeDesc = prometheus.NewDesc("sallyport_svid_lifetime_seconds", "Whole life of the service's own SVID.", nil, nil)
+	caDesc   = prometheus.NewDesc("sallyport_svid_authority_expiry_timestamp_seconds", "When the first CA certificate runs out of those that the service's own SVID leads to.", nil, nil)
+	caLife   = prometheus.NewDesc("sallyport_svid_authority_lifetime_seconds", "Whole life of that CA certificate.", nil, nil)
 )
 
 // Identity checks the service's own SVID and shows how long it and the CA behind it last.
@@ -27,30 +29,36 @@ func (s *Service) Identity(src identity.Source, now func() time.Time) error {
 	}
 	s.Check(Check{
 		Name: "svid", Fails: "the service's own SVID is not valid now: nobody will talk to it; see to what issues it (SPIRE, files) and to the clock",
-		Test: func(context.Context) error { _, _, err := ends(src, now()); return err },
+		Test: func(context.Context) error { _, _, err := behind(src, now()); return err },
 	})
-	return s.Survey(Survey{Name: "svid", Metrics: []*prometheus.Desc{svidDesc, rootDesc}, Read: func(_ context.Context, sheet *Sheet) error {
-		svid, root, err := ends(src, now())
-		sheet.Time(svidDesc, svid)
-		sheet.Time(rootDesc, root)
-		if !svid.IsZero() {
-			return nil // expired is what the metric is there to show
+	metrics := []*prometheus.Desc{svidDesc, lifeDesc, caDesc, caLife}
+	return s.Survey(Survey{Name: "svid", Metrics: metrics, Read: func(_ context.Context, sheet *Sheet) error {
+		svid, ca, err := behind(src, now())
+		if svid == nil {
+			return err
 		}
-		return err
+		sheet.Time(svidDesc, svid.NotAfter)
+		sheet.Gauge(lifeDesc, svid.NotAfter.Sub(svid.NotBefore).Seconds())
+		if ca == nil {
+			return err
+		}
+		sheet.Time(caDesc, ca.NotAfter)
+		sheet.Gauge(caLife, ca.NotAfter.Sub(ca.NotBefore).Seconds())
+		return nil // that they have expired is what the metrics are there to show
 	}})
 }
 
-// ends gives when the SVID ends, and the first of the CA certificates that it leads to.
-func ends(src identity.Source, now time.Time) (svid, ca time.Time, err error) {
+// behind gives the SVID, and of the CA certificates that it leads to the one that ends first. What is wrong with them now is an
+// error, and they are given all the same as far as they are known.
+func behind(src identity.Source, now time.Time) (svid, ca *x509.Certificate, err error) {
 	own, err := src.GetX509SVID()
 	if err != nil {
-		return svid, ca, fmt.Errorf("reading the own SVID: %w", err)
+		return nil, nil, fmt.Errorf("reading the own SVID: %w", err)
 	}
-	leaf := own.Certificates[0]
-	svid = leaf.NotAfter
+	svid = own.Certificates[0]
 	bundle, err := src.GetX509BundleForTrustDomain(own.ID.TrustDomain())
 	if err != nil {
-		return svid, ca, fmt.Errorf("reading the trust bundle: %w", err)
+		return svid, nil, fmt.Errorf("reading the trust bundle: %w", err)
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, c := range bundle.X509Authorities() {
@@ -60,22 +68,22 @@ func ends(src identity.Source, now time.Time) (svid, ca time.Time, err error) {
 		between.AddCert(c)
 	}
 	// Judged in the middle of the SVID's own life, so that the CA is found even when the SVID has run out.
-	at := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
-	chains, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	at := svid.NotBefore.Add(svid.NotAfter.Sub(svid.NotBefore) / 2)
+	chains, err := svid.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 	if err != nil {
-		return svid, ca, fmt.Errorf("the own SVID does not lead to the trust bundle: %w", err)
+		return svid, nil, fmt.Errorf("the own SVID does not lead to the trust bundle: %w", err)
 	}
 	for _, c := range chains[0][1:] {
-		if ca.IsZero() || c.NotAfter.Before(ca) {
-			ca = c.NotAfter
+		if ca == nil || c.NotAfter.Before(ca.NotAfter) {
+			ca = c
 		}
 	}
 	switch {
-	case now.After(svid):
-		err = fmt.Errorf("the own SVID expired at %s", svid.UTC().Format(time.RFC3339))
-	case now.Before(leaf.NotBefore):
-		err = fmt.Errorf("the own SVID is not valid before %s", leaf.NotBefore.UTC().Format(time.RFC3339))
-	case now.After(ca):
+	case now.After(svid.NotAfter):
+		err = fmt.Errorf("the own SVID expired at %s", svid.NotAfter.UTC().Format(time.RFC3339))
+	case now.Before(svid.NotBefore):
+		err = fmt.Errorf("the own SVID is not valid before %s", svid.NotBefore.UTC().Format(time.RFC3339))
+	case ca != nil && now.After(ca.NotAfter):
 		err = errors.New("the CA certificate behind the own SVID has expired")
 	}
 	return svid, ca, err
