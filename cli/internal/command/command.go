@@ -21,6 +21,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/clientconfig"
 	"github.com/sallyport-pki/sallyport/cli/internal/connect"
@@ -38,6 +39,8 @@ type Environment struct {
 	Err    io.Writer
 	Getenv func(string) string
 	Args   []string // without the program's name
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
 }
 
 // Main runs one command and gives the exit code. SIGINT and SIGTERM end it
@@ -51,10 +54,13 @@ func Main(env Environment) int {
 
 // Run is Main without signals.
 func Run(ctx context.Context, env Environment) int {
-	a := &app{env: env, now: time.Now}
+	a := &app{env: env, now: time.Now, trace: trace.New()}
+	if env.Now != nil {
+		a.now = env.Now
+	}
 	defer a.close()
 	root := a.root()
-	err := root.ExecuteContext(ctx)
+	err := root.ExecuteContext(trace.With(ctx, a.trace)) // all that this command causes is one story
 	if err == nil {
 		return int(exit.OK)
 	}
@@ -73,6 +79,8 @@ type app struct {
 	contextName string
 	server      string
 	identity    string
+	verbose     bool
+	trace       trace.Link
 	client      *connect.Client
 }
 
@@ -105,6 +113,7 @@ First steps:
 	fs := root.PersistentFlags()
 	fs.StringVar(&a.contextName, "context", "", "context to use instead of the current one")
 	fs.StringVar(&a.server, "server", "", "host:port to call instead of the context's")
+	fs.BoolVarP(&a.verbose, "verbose", "v", false, "say on standard error under which trace id logs, audit records and traces have what this command causes")
 	fs.StringVar(&a.identity, "identity", "", "directory with svid.pem, svid-key.pem and bundle.pem to use instead of the context's")
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.AddGroup(
@@ -190,6 +199,9 @@ func (a *app) connect() (*connect.Client, error) {
 	at, err := a.place()
 	if err != nil {
 		return nil, err
+	}
+	if a.verbose {
+		fmt.Fprintf(a.env.Err, "trace id %s\n", a.trace.Trace)
 	}
 	a.client, err = connect.Open(at, a.now)
 	return a.client, err

@@ -29,6 +29,13 @@ const (
 	maxWait  = 5 * time.Second
 )
 
+// A server that is away is tried again for so long: it may just be restarted. Every call may be made twice: those that change
+// something carry an id by which the service knows them again.
+const (
+	patience = 5 * time.Second
+	tryAgain = 200 * time.Millisecond
+)
+
 // conn is a connection whose errors are explained.
 type conn struct {
 	client  *Client
@@ -44,17 +51,35 @@ func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 	if c.err != nil {
 		return c.err
 	}
+	begun := time.Now()
 	for try := 1; ; try++ {
 		err := c.explain(ctx, c.cc.Invoke(ctx, method, args, reply, opts...))
 		var e *fault.Error
+		if errors.As(err, &e) && away(e) && time.Since(begun) < patience && ctx.Err() == nil {
+			wait(ctx, max(e.RetryAfter, tryAgain))
+			c.cc.ResetConnectBackoff()
+			try--
+			continue
+		}
 		if try == maxTries || !errors.As(err, &e) || e.Reason != rpc.ReasonTooManyRequests {
 			return err
 		}
-		select {
-		case <-ctx.Done():
+		wait(ctx, min(max(e.RetryAfter, 50*time.Millisecond), maxWait))
+		if ctx.Err() != nil {
 			return ctx.Err()
-		case <-time.After(min(max(e.RetryAfter, 50*time.Millisecond), maxWait)):
 		}
+	}
+}
+
+// away says that no server is there, or one that is stopping.
+func away(e *fault.Error) bool {
+	return e.Reason == ReasonUnreachable || e.Reason == rpc.ReasonShuttingDown
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
 	}
 }
 
