@@ -1,0 +1,215 @@
+// Package tracing shows that one trace tells the whole story of a certificate, from apply to served, over all services and the
+// agent; and that tracing costs nothing when it is off and stops nothing when the collector does.
+package tracing
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
+	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
+	"github.com/sallyport-pki/sallyport/pebbletest"
+	"github.com/sallyport-pki/sallyport/tests/lab"
+)
+
+const (
+	applied  = "deployer sallyport.deployer.v1.DeployerService/ApplyDeployment server"
+	assigned = "deployer assignment internal"
+	csr      = "deployer sallyport.agent.v1.AgentService/SubmitCSR server"
+	asks     = "deployer sallyport.issuer.v1.IssuerService/SubmitRequest client"
+	asked    = "issuer sallyport.issuer.v1.IssuerService/SubmitRequest server"
+	looks    = "issuer sallyport.inventory.v1.InventoryService/GetIdentity client"
+	looked   = "inventory sallyport.inventory.v1.InventoryService/GetIdentity server"
+	request  = "issuer request internal"
+	install  = "deployer agent install internal"
+	reported = "deployer sallyport.agent.v1.AgentService/ReportAssignment server"
+	ready    = "deployer sallyport.agent.v1.AgentService/ReportChallenge server"
+	passes   = "deployer sallyport.issuer.v1.IssuerService/ReportChallenge client"
+	passed   = "issuer sallyport.issuer.v1.IssuerService/ReportChallenge server"
+)
+
+// always is what each story has: a span and its parent.
+var always = [][2]string{
+	{applied, ""},
+	{assigned, applied},
+	{"deployer agent key internal", assigned},
+	{csr, assigned},
+	{asks, assigned},
+	{asked, asks},
+	{looks, asked},
+	{looked, looks},
+	{install, assigned},
+	{"deployer agent stage internal", install},
+	{"deployer agent reload internal", install},
+	{"deployer agent verify internal", install},
+	{reported, assigned},
+	{"inventory process deployer.assignment.served consumer", reported},
+	{"audit record deployer.assignment.served consumer", reported},
+	{"audit record deployer.deployment.applied consumer", applied},
+}
+
+// atOnce is what it has besides at the company's own CA.
+var atOnce = [][2]string{
+	{"issuer authority issue internal", asked},
+	{"deployer process issuer.request.issued consumer", asked},
+	{"audit record issuer.request.issued consumer", asked},
+}
+
+// inSteps is what it has besides at an ACME CA.
+var inSteps = [][2]string{
+	{request, asked},
+	{"issuer authority ordering internal", request},
+	{"issuer authority ordered internal", request},
+	{"issuer authority finalizing internal", request},
+	{"deployer process issuer.challenge.presented consumer", request},
+	{ready, request},
+	{passes, ready},
+	{passed, passes},
+	{"deployer process issuer.request.issued consumer", request},
+	{"audit record issuer.request.issued consumer", request},
+}
+
+// apart are spans that may go on when their parent is over, since nobody waits for them.
+var apart = []string{assigned, request, ready, passes, reported}
+
+func TestOneTrace(t *testing.T) {
+	c := newCollector(t)
+	w := newWorld(t, fmt.Sprintf("tracing: {endpoint: \"http://%s\"}\n", c.address))
+	port := free(t)
+	ca, err := pebbletest.Start(pebbletest.Options{HTTPPort: port})
+	must(t, err)
+	w.OnClose(ca.Close)
+	w.apply(corp, acme(ca))
+	shop := w.host("shop", "")
+	www := w.host("www", fmt.Sprintf("http01: {listen: \"127.0.0.1:%d\"}\n", port))
+	late := w.host("late", "")
+
+	id := w.deploy(shop, "corp")
+	w.served("shop")
+	w.story(c, id, "shop", slices.Concat(always, atOnce))
+
+	id = w.deploy(www, "public")
+	w.served("www")
+	w.story(c, id, "www", slices.Concat(always, inSteps))
+
+	// A story goes on where it was when those who tell it are started anew.
+	must(t, late.Stop())
+	id = w.deploy(late, "corp")
+	must(t, w.plane.Stop())
+	must(t, w.plane.Start(t.Context()))
+	must(t, late.Start())
+	w.served("late")
+	w.story(c, id, "late", slices.Concat(always, atOnce))
+
+	c.tellsNoSecrets(t)
+	w.logs(id)
+}
+
+// story waits until the trace of a deployment is whole, and holds its spans and records to what they should be.
+func (w *world) story(c *collector, id, deployment string, want [][2]string) {
+	w.t.Helper()
+	var missing []string
+	err := lab.Await(w.t.Context(), patience, "the whole trace of "+deployment, func() error {
+		missing = c.missing(id, want)
+		if len(missing) > 0 {
+			return fmt.Errorf("not there: %s", strings.Join(missing, "; "))
+		}
+		return nil
+	})
+	if err != nil {
+		w.t.Fatalf("%v\n%s", err, c.tree(id))
+	}
+	if outside := c.outside(id); len(outside) > 0 {
+		w.t.Errorf("not within their parents: %v\n%s", outside, c.tree(id))
+	}
+	if os.Getenv("SHOW_TRACE") != "" {
+		w.t.Logf("trace %s\n%s", id, c.tree(id))
+	}
+	w.records(c, id)
+}
+
+// records wants the audit log to tell the same story under the same trace.
+func (w *world) records(c *collector, id string) {
+	w.t.Helper()
+	list, err := w.audit.ListRecords(w.t.Context(), &auditv1.ListRecordsRequest{Filter: &auditv1.RecordFilter{TraceId: id}, PageSize: 200})
+	must(w.t, err)
+	have := map[string]bool{}
+	for _, one := range list.GetRecords() {
+		r, err := auditlog.ParseRecord(one.GetJson())
+		must(w.t, err)
+		have[r.Type] = true
+		if c != nil && r.Type == "deployer.deployment.applied" {
+			if got := c.requestID(id, applied); got == "" || got != r.RequestID {
+				w.t.Errorf("the request id is %q in the span and %q in the record", got, r.RequestID)
+			}
+		}
+	}
+	for _, kind := range []string{"deployer.deployment.applied", "deployer.assignment.planned", "deployer.assignment.assigned", "deployer.assignment.requested",
+		"issuer.request.issued", "deployer.assignment.issued", "deployer.assignment.served"} {
+		if !have[kind] {
+			w.t.Errorf("trace %s has no record %s, only %v", id, kind, slices.Sorted(maps.Keys(have)))
+		}
+	}
+}
+
+// logs wants lines of all services and the agent to name the trace, and calls their request.
+func (w *world) logs(id string) {
+	w.t.Helper()
+	for _, name := range []string{"control.log", "late-agent.log"} {
+		data, err := os.ReadFile(filepath.Join(w.Dir, name))
+		must(w.t, err)
+		if !strings.Contains(string(data), "trace_id="+id) {
+			w.t.Errorf("no line of %s names the trace", name)
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(w.Dir, "control.log"))
+	must(w.t, err)
+	for _, method := range []string{"deployer.v1.DeployerService/ApplyDeployment", "issuer.v1.IssuerService/SubmitRequest", "inventory.v1.InventoryService/GetIdentity"} {
+		line := regexp.MustCompile(`(?m)^.*msg=call method=/sallyport\.` + regexp.QuoteMeta(method) + `.* request_id=[0-9a-f]{32} trace_id=` + id + `$`)
+		if !line.Match(data) {
+			w.t.Errorf("no line about %s names call and trace", method)
+		}
+	}
+}
+
+// TestOffAndDead: without a collector in the configuration nothing is sent, whatever the environment says; one that takes
+// connections and never answers holds up neither the work nor the stop.
+func TestOffAndDead(t *testing.T) {
+	c := newCollector(t)
+	dead := newHole(t)
+	for name, config := range map[string]string{"off": "", "dead": fmt.Sprintf("tracing: {endpoint: \"http://%s\"}\n", dead)} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, config, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+c.address, "OTEL_EXPORTER_OTLP_INSECURE=true", "OTEL_TRACES_EXPORTER=otlp")
+			w.apply(corp)
+			shop := w.host("shop", "")
+			begun := time.Now()
+			id := w.deploy(shop, "corp")
+			w.served("shop")
+			if took := time.Since(begun); took > 20*time.Second {
+				t.Errorf("apply to served took %s", took)
+			}
+			if !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(id) {
+				t.Errorf("trace id %q", id)
+			}
+			w.records(nil, id)
+			begun = time.Now()
+			must(t, w.plane.Stop())
+			if took := time.Since(begun); took > 20*time.Second || w.plane.ExitCode() != 0 {
+				t.Errorf("the stop took %s and ended with code %d", took, w.plane.ExitCode())
+			}
+			if n := c.count(); n > 0 {
+				t.Errorf("%d spans were sent", n)
+			}
+			if told := strings.Contains(w.plane.Output(), "spans are lost"); told != (name == "dead") {
+				t.Errorf("lost spans are told: %v", told)
+			}
+		})
+	}
+}
