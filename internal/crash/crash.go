@@ -17,8 +17,8 @@ const (
 	EventsMarked  Point = "event-marked"          // the outbox knows
 	EventHandled  Point = "event-handled"         // the consumer has committed, JetStream does not know
 	EventAcked    Point = "event-acked"           // JetStream knows
-	Appended      Point = "audit-appended"        // the records are in the log, not in the index
-	Indexed       Point = "audit-indexed"         // they are in the index, the message is not acknowledged
+	Appended      Point = "audit-appended"        // the records are in the log, the process has not noted them
+	Indexed       Point = "audit-indexed"         // it has, and may be indexing them; the message is not acknowledged
 	Acked         Point = "audit-acked"           // it is
 	FeedPublished Point = "audit-feed-published"  // the audit stream has the records, the index does not know
 	AgentStored   Point = "deployer-agent-stored" // the agent's key is stored, its SVID is not signed

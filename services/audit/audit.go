@@ -106,15 +106,16 @@ func Methods() map[string][]identity.Role {
 
 // Service is the audit service.
 type Service struct {
-	deps   Deps
-	caller identity.Caller
-	db     *db.DB
-	ledger *ledger.Ledger
-	relay  *event.Relay
-	ingest *ingest.Ingest
-	feed   *feed.Feed
-	api    *api.Server
-	traces *tracing.Exporter
+	deps     Deps
+	caller   identity.Caller
+	db       *db.DB
+	ledger   *ledger.Ledger
+	recorder *ingest.Recorder
+	relay    *event.Relay
+	ingest   *ingest.Ingest
+	feed     *feed.Feed
+	api      *api.Server
+	traces   *tracing.Exporter
 }
 
 // New opens log and index and brings the index up to the log, which takes about a second for 50,000 records that are missing
@@ -163,8 +164,7 @@ func (s *Service) open(ctx context.Context, c Config) (err error) {
 		return err
 	}
 	index := store.New(s.db)
-	recorder, err := ingest.NewRecorder(ctx, s.ledger, index, s.deps.Log)
-	if err != nil {
+	if s.recorder, err = ingest.NewRecorder(ctx, s.ledger, index, s.deps.Log); err != nil {
 		return err
 	}
 	js, err := jetstream.New(s.deps.NATS)
@@ -174,7 +174,7 @@ func (s *Service) open(ctx context.Context, c Config) (err error) {
 	if s.relay, err = event.NewRelay(event.RelayConfig{DB: s.db, JS: js, Service: Name, Log: s.deps.Log}); err != nil {
 		return err
 	}
-	if s.ingest, err = ingest.New(ingest.Config{Recorder: recorder, JS: js, Log: s.deps.Log}); err != nil {
+	if s.ingest, err = ingest.New(ingest.Config{Recorder: s.recorder, JS: js, Log: s.deps.Log}); err != nil {
 		return err
 	}
 	if s.feed, err = feed.New(feed.Config{Ledger: s.ledger, Store: index, JS: js, Log: s.deps.Log}); err != nil {
@@ -191,10 +191,10 @@ func (s *Service) open(ctx context.Context, c Config) (err error) {
 	if err != nil {
 		return err
 	}
-	if s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index, Checker: checker}); err != nil {
+	if s.api, err = api.New(api.Config{Ledger: s.ledger, Store: index, Recorder: s.recorder, Checker: checker}); err != nil {
 		return err
 	}
-	if err := errors.Join(show(s.deps.Monitor, s.ledger, index), s.deps.Monitor.Register(recorder.Metrics()...)); err != nil {
+	if err := errors.Join(show(s.deps.Monitor, s.ledger, index), s.deps.Monitor.Register(s.recorder.Metrics()...)); err != nil {
 		return err
 	}
 	return event.Monitor(s.deps.Monitor, event.Monitored{
@@ -220,6 +220,9 @@ func (s *Service) Run(ctx context.Context) error {
 // stopped.
 func (s *Service) Close() error {
 	var errs []error
+	if s.recorder != nil {
+		errs = append(errs, s.recorder.Close())
+	}
 	if s.ledger != nil {
 		errs = append(errs, s.ledger.Close())
 	}

@@ -19,7 +19,7 @@ var (
 	records          = desc("records_total", "Records in the log.")
 	checkpointBehind = desc("checkpoint_behind_records", "Records that no signed checkpoint covers yet.")
 	checkpointTime   = desc("checkpoint_timestamp_seconds", "When the newest checkpoint was signed; it stands still while no records come.")
-	indexBehind      = desc("index_behind_records", "Records that the search index does not know yet.")
+	indexBehind      = desc("index_behind_records", "Records that are not in the search index yet and are looked for in the log itself: 255 at rest, some thousands at most.")
 	feedBehind       = desc("feed_behind_records", "Records that were not published on the subject of records yet.")
 )
 
@@ -36,7 +36,7 @@ func show(m *monitor.Service, l *ledger.Ledger, index *store.Store) error {
 		if err != nil {
 			return err
 		}
-		tip, err := index.Tip(ctx)
+		next, err := index.Next(ctx)
 		if err != nil {
 			return err
 		}
@@ -49,7 +49,7 @@ func show(m *monitor.Service, l *ledger.Ledger, index *store.Store) error {
 		sheet.Counter(records, float64(size))
 		sheet.Gauge(checkpointBehind, behind(checkpoint.Size))
 		sheet.Time(checkpointTime, at)
-		sheet.Gauge(indexBehind, behind(tip.Next))
+		sheet.Gauge(indexBehind, behind(next))
 		sheet.Gauge(feedBehind, behind(published))
 		return nil
 	}})

@@ -5,17 +5,19 @@ import (
 	"context"
 	"errors"
 	"io"
-	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"google.golang.org/grpc"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
 	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/ingest"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/search"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
 	"github.com/sallyport-pki/sallyport/services/internal/check"
 )
@@ -35,27 +37,29 @@ const (
 
 // Config is what the server needs; all of it is required.
 type Config struct {
-	Ledger  *ledger.Ledger
-	Store   *store.Store
-	Checker *check.Checker
+	Ledger   *ledger.Ledger
+	Store    *store.Store
+	Recorder *ingest.Recorder
+	Checker  *check.Checker
 }
 
 // Server implements AuditService.
 type Server struct {
 	auditv1.UnsafeAuditServiceServer
-	ledger  *ledger.Ledger
-	store   *store.Store
-	checker *check.Checker
+	ledger   *ledger.Ledger
+	store    *store.Store
+	recorder *ingest.Recorder
+	checker  *check.Checker
 }
 
 var _ auditv1.AuditServiceServer = (*Server)(nil)
 
 // New validates c.
 func New(c Config) (*Server, error) {
-	if c.Ledger == nil || c.Store == nil || c.Checker == nil {
-		return nil, errors.New("api.New: Ledger, Store and Checker are required")
+	if c.Ledger == nil || c.Store == nil || c.Recorder == nil || c.Checker == nil {
+		return nil, errors.New("api.New: Ledger, Store, Recorder and Checker are required")
 	}
-	return &Server{ledger: c.Ledger, store: c.Store, checker: c.Checker}, nil
+	return &Server{ledger: c.Ledger, store: c.Store, recorder: c.Recorder, checker: c.Checker}, nil
 }
 
 // ListRecords searches, newest first. A page ends early when its records are large.
@@ -75,20 +79,16 @@ func (s *Server) ListRecords(ctx context.Context, req *auditv1.ListRecordsReques
 	if err != nil {
 		return nil, err
 	}
-	positions, err := s.store.Search(ctx, filter, before, limit+1) // one more than the page says whether there is another
-	if err != nil {
-		return nil, err
-	}
 	resp := &auditv1.ListRecordsResponse{}
 	bytes := 0
-	err = s.ledger.Get(ctx, slices.Values(positions), func(position uint64, data []byte) error {
+	err = search.Search{Ledger: s.ledger, Store: s.store, Filter: filter}.Each(ctx, before, func(position uint64, data []byte) bool {
 		if n := len(resp.Records); n == limit || bytes > maxBytes {
 			resp.NextPageToken = token(resp.Records[n-1].GetPosition(), filter)
-			return io.EOF
+			return false
 		}
 		bytes += len(data)
 		resp.Records = append(resp.Records, &auditv1.Record{Position: position, Json: data})
-		return nil
+		return true
 	})
 	return resp, err
 }
@@ -237,18 +237,19 @@ func (s *Server) FindEvents(ctx context.Context, req *auditv1.FindEventsRequest)
 	if len(ids) > maxFind {
 		return nil, fault.Invalid("event_ids", "%d of them: at most %d", len(ids), maxFind)
 	}
-	for _, id := range ids {
-		if len(id) > maxFilter {
-			return nil, fault.Invalid("event_ids", "one of %d bytes, at most %d", len(id), maxFilter)
+	var known []uuid.UUID
+	for _, text := range ids {
+		if id, err := uuid.Parse(text); err == nil { // anything else has no record
+			known = append(known, id)
 		}
 	}
-	found, err := s.store.Positions(ctx, ids)
+	found, err := s.recorder.Positions(ctx, known)
 	if err != nil {
 		return nil, err
 	}
 	resp := &auditv1.FindEventsResponse{}
 	for id, position := range found {
-		resp.Events = append(resp.Events, &auditv1.FoundEvent{Id: id, Position: position})
+		resp.Events = append(resp.Events, &auditv1.FoundEvent{Id: id.String(), Position: position})
 	}
 	return resp, nil
 }

@@ -173,6 +173,12 @@ func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
 		return err
 	}
 	b.messages = append(b.messages, m)
+	if trace.RecorderOf(ctx) == nil {
+		if records, ok := i.make.Batch(publisher, string(m.Data())); ok {
+			b.records = append(b.records, records...)
+			return nil
+		}
+	}
 	var events eventv1.EventBatch
 	if err := proto.Unmarshal(m.Data(), &events); err != nil {
 		return unreadable(-1, fmt.Errorf("not an EventBatch: %w", err))

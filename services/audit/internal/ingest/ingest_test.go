@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -106,7 +107,7 @@ func TestSecondWriterIsNoticed(t *testing.T) {
 			t.Fatal(err)
 		}
 		// Somebody else's log was longer when it was indexed.
-		if _, err := p.store.Add(t.Context(), entries(10, 5)); err != nil {
+		if err := p.store.Add(t.Context(), 0, facts(1000, store.BlockSize)); err != nil {
 			t.Fatal(err)
 		}
 		if err := p.recorder.Record(t.Context(), facts(20, 1)); fault.Of(err).Reason != "LOG_REFUSED" {
@@ -118,10 +119,76 @@ func TestSecondWriterIsNoticed(t *testing.T) {
 	})
 }
 
-func entries(from, n int) []store.Entry {
-	var all []store.Entry
-	for i, r := range facts(from, n) {
-		all = append(all, store.Entry{Position: uint64(from + i), Record: r.Head})
+// TestIndexBehindTheLog: while the index does not get on, facts are recorded, each once, until the tail is too long; a process that
+// dies then leaves a log that is ahead of its index, and the next one knows what is in it all the same.
+func TestIndexBehindTheLog(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		dir := t.TempDir()
+		p, err := openParts(t.Context(), t, dir, c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again := func(n int) {
+			t.Helper()
+			for from := 0; from < n; from += 1000 {
+				if err := p.recorder.Record(t.Context(), facts(from, min(1000, n-from))); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		again(1000)
+		release := p.stopIndex(t)
+		again(6000)
+		again(6000)
+		if next, err := p.store.Next(t.Context()); err != nil || next > 1000 {
+			t.Errorf("indexed up to %d though nothing could be: %v", next, err)
+		}
+		checkLog(t, p, 6000, "while the index waits")
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		recorded := 6000
+		for ; err == nil; recorded += 1000 {
+			err = p.recorder.Record(short, facts(recorded, 1000))
+		}
+		if recorded -= 1000; !errors.Is(err, context.DeadlineExceeded) || recorded > store.MaxTail+1000 {
+			t.Errorf("stopped at %d: %v", recorded, err)
+		}
+		if size := p.ledger.Size(); size != uint64(recorded) {
+			t.Errorf("the log has %d records, %d were recorded", size, recorded)
+		}
+		release()
+		checkLog(t, p, uint64(recorded), "when the index goes on")
+		closeParts(t, p)
+
+		if p, err = openParts(t.Context(), t, dir, c); err != nil {
+			t.Fatal(err)
+		}
+		again(recorded + 500)
+		checkLog(t, p, uint64(recorded)+500, "after a restart")
+		closeParts(t, p)
+	})
+}
+
+// stopIndex keeps the index from being written until release is called.
+func (p *parts) stopIndex(t *testing.T) (release func()) {
+	t.Helper()
+	begun, end, done := make(chan error, 1), make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- p.db.Write(context.Background(), func(ctx context.Context, tx db.Tx) error {
+			// PostgreSQL makes those wait who write the same row, as indexing does last.
+			_, err := tx.Exec(ctx, `UPDATE log SET published = published WHERE id = 1`)
+			begun <- err
+			<-end
+			return err
+		})
+	}()
+	if err := <-begun; err != nil {
+		t.Fatal(err)
 	}
-	return all
+	return func() {
+		close(end)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/sallyport-pki/sallyport/auditlog"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
 // Bounds of one text, in bytes. What is longer is cut, and says so. Even if every byte takes six, as control characters do, a
@@ -36,6 +37,7 @@ const TypeUnreadable = "audit.event.unreadable"
 
 // Encoded is a record as it goes into the log.
 type Encoded struct {
+	ID   uuid.UUID       // of the event
 	Head auditlog.Record // without Facts and Detail
 	Data []byte          // the whole, canonical
 }
@@ -43,8 +45,15 @@ type Encoded struct {
 // Parse reads a record of the log.
 func Parse(data []byte) (Encoded, error) {
 	head, err := auditlog.ParseRecord(data)
+	if err != nil {
+		return Encoded{}, err
+	}
+	id, err := uuid.Parse(head.ID)
+	if err != nil {
+		return Encoded{}, fmt.Errorf("id %q is not a UUID", head.ID)
+	}
 	head.Facts, head.Detail = nil, nil
-	return Encoded{head, data}, err
+	return Encoded{id, head, data}, nil
 }
 
 // Maker makes records; it keeps the memory it needed for the last one, so its methods must not be called concurrently.
@@ -56,31 +65,45 @@ type Maker struct {
 // Of is the record of an event that the service named publisher has published. The error says why e is no event at all: it
 // lacks what a record cannot do without.
 func (m *Maker) Of(publisher string, e *eventv1.Event) (Encoded, error) {
-	id, err := uuid.Parse(e.GetId())
-	switch {
-	case err != nil || len(e.GetId()) != 36:
-		return Encoded{}, fmt.Errorf("id %q is not a UUID", shorten(e.GetId(), maxName))
-	case e.GetTime().CheckValid() != nil || e.GetTime().AsTime().IsZero():
-		return Encoded{}, errors.New("no valid time")
-	case strings.Count(e.GetType(), ".") != 2 || len(e.GetType()) > maxName:
-		return Encoded{}, fmt.Errorf("type %q is not <service>.<thing>.<what happened>", shorten(e.GetType(), maxName))
-	}
-	m.facts = m.facts[:0]
+	m.facts, m.detail = m.facts[:0], m.detail[:0]
 	m.facts.setAll(e.GetFacts())
-	m.detail = m.detail[:0]
 	m.detail.setDetail(e)
-	return m.fit(auditlog.Record{
+	return m.make(publisher, fields{
+		id: e.GetId(), at: e.GetTime(), kind: e.GetType(), subject: e.GetSubject(), actor: e.GetActor(), reason: e.GetReason(),
+		result: e.GetResult(), trace: e.GetTraceId(), request: e.GetRequestId(),
+	})
+}
+
+// fields are those of an event but for facts and payload.
+type fields struct {
+	id, kind, subject, actor, reason, trace, request string
+	at                                               *timestamppb.Timestamp
+	result                                           eventv1.Result
+}
+
+// make makes the record of an event whose facts and detail have been set.
+func (m *Maker) make(publisher string, f fields) (Encoded, error) {
+	id, err := uuid.Parse(f.id)
+	switch {
+	case err != nil || len(f.id) != 36:
+		return Encoded{}, fmt.Errorf("id %q is not a UUID", shorten(f.id, maxName))
+	case f.at.CheckValid() != nil || f.at.AsTime().IsZero():
+		return Encoded{}, errors.New("no valid time")
+	case strings.Count(f.kind, ".") != 2 || len(f.kind) > maxName:
+		return Encoded{}, fmt.Errorf("type %q is not <service>.<thing>.<what happened>", shorten(f.kind, maxName))
+	}
+	return m.fit(id, auditlog.Record{
 		Version:   auditlog.RecordVersion,
 		ID:        id.String(),
-		Time:      e.GetTime().AsTime(),
+		Time:      f.at.AsTime(),
 		Service:   shorten(publisher, maxName),
-		Type:      e.GetType(),
-		Actor:     shorten(e.GetActor(), maxThing),
-		Subject:   shorten(e.GetSubject(), maxThing),
-		Result:    Result(e.GetResult()),
-		Reason:    shorten(e.GetReason(), maxText),
-		TraceID:   shorten(e.GetTraceId(), maxName),
-		RequestID: shorten(e.GetRequestId(), maxName),
+		Type:      f.kind,
+		Actor:     shorten(f.actor, maxThing),
+		Subject:   shorten(f.subject, maxThing),
+		Result:    Result(f.result),
+		Reason:    shorten(f.reason, maxText),
+		TraceID:   shorten(f.trace, maxName),
+		RequestID: shorten(f.request, maxName),
 	})
 }
 
@@ -107,9 +130,10 @@ func (m *Maker) Unreadable(publisher string, from Message, index int, why error)
 	}
 	m.facts, m.detail = m.facts[:0], m.detail[:0]
 	m.facts.setAll(facts)
-	return m.fit(auditlog.Record{
+	id := uuid.NewSHA1(uuid.NameSpaceOID, []byte(where))
+	return m.fit(id, auditlog.Record{
 		Version: auditlog.RecordVersion,
-		ID:      uuid.NewSHA1(uuid.NameSpaceOID, []byte(where)).String(),
+		ID:      id.String(),
 		Time:    from.Time,
 		Service: shorten(publisher, maxName),
 		Type:    TypeUnreadable,
@@ -135,7 +159,7 @@ func Result(r eventv1.Result) string {
 }
 
 // fit encodes a record. If it is too large, first the facts go, then the detail. What went is counted and hashed.
-func (m *Maker) fit(head auditlog.Record) (Encoded, error) {
+func (m *Maker) fit(id uuid.UUID, head auditlog.Record) (Encoded, error) {
 	data, err := head.Append(m.data[:0], m.facts, m.detail)
 	for _, all := range []*members{&m.facts, &m.detail} {
 		if err == nil || len(*all) == 0 {
@@ -148,7 +172,7 @@ func (m *Maker) fit(head auditlog.Record) (Encoded, error) {
 		return Encoded{}, err
 	}
 	m.data = data
-	return Encoded{head, bytes.Clone(data)}, nil
+	return Encoded{id, head, bytes.Clone(data)}, nil
 }
 
 // members are facts or detail; empty values can be left out by set.

@@ -19,6 +19,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/gowebpki/jcs"
 	"google.golang.org/protobuf/encoding/prototext"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -245,6 +246,63 @@ func FuzzOf(f *testing.F) {
 		again, err := parsed.Encode()
 		if err != nil || !bytes.Equal(again, encoded) {
 			t.Fatalf("parsed and encoded again (%v):\n got %s\nwant %s", err, again, encoded)
+		}
+	})
+}
+
+// FuzzBatch: the fast way to the records of a message gives what the general one gives, or gives up.
+func FuzzBatch(f *testing.F) {
+	var all []*eventv1.Event
+	for name, e := range events(f) {
+		all = append(all, e)
+		data, err := proto.Marshal(&eventv1.EventBatch{Events: []*eventv1.Event{e}})
+		if err != nil {
+			f.Fatal(err)
+		}
+		if _, ok := new(Maker).Batch("issuer", string(data)); !ok {
+			f.Errorf("%s is not read the fast way", name)
+		}
+		f.Add(data)
+	}
+	data, err := proto.Marshal(&eventv1.EventBatch{Events: all})
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(data)
+	f.Add(append(data, data...))
+	one, err := proto.Marshal(newEvent())
+	if err != nil {
+		f.Fatal(err)
+	}
+	batch := func(parts ...string) {
+		event := strings.Join(parts, "")
+		f.Add(append(protowire.AppendVarint([]byte{0x0a}, uint64(len(event))), event...))
+	}
+	for _, more := range []string{
+		"\x52\x05\x0a\x05owner", "\x52\x02\x12\x00", "\x52\x04\x0a\x02\xff\xfe", // a fact again, one without a name, one that is not UTF-8
+		"\x1a\x01x", "\x12\x02\x10\x07", "\x38\x02", "\x9a\x06\x03new", "\xb2\x01\x00", "\xa2\x01\x00\xaa\x01\x00", "\x13", "\xb8\x80\x00\x01",
+		"\x38\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "\x5a\x01\xff",
+	} {
+		batch(string(one), more)
+		batch(more, string(one))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		fast, ok := new(Maker).Batch("issuer", string(data))
+		if !ok {
+			return
+		}
+		var general eventv1.EventBatch
+		if err := proto.Unmarshal(data, &general); err != nil || len(general.GetEvents()) != len(fast) {
+			t.Fatalf("%d records of %d events: %v", len(fast), len(general.GetEvents()), err)
+		}
+		for n, e := range general.GetEvents() {
+			want, err := new(Maker).Of("issuer", e)
+			if err != nil {
+				t.Fatalf("event %d is none: %v", n, err)
+			}
+			if diff := cmp.Diff(want, fast[n]); diff != "" {
+				t.Fatalf("event %d: the general way (-) and the fast (+):\n%s", n, diff)
+			}
 		}
 	})
 }

@@ -2,8 +2,12 @@ package store
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"slices"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/sallyport-pki/sallyport/services/internal/check"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -15,75 +19,71 @@ func Rules(size func() uint64) []check.Rule {
 		{Name: "log-indexed", Broken: func(ctx context.Context, tx db.Tx, _ time.Time, limit int) ([]check.Violation, error) {
 			return unindexed(ctx, tx, size, limit)
 		}},
-		{Name: "log-published", Broken: check.SQL(`SELECT 'log', 'the audit stream has ' || CAST(l.published AS TEXT) || ' records, the index ' || CAST(count(*) AS TEXT) FROM log l, record
-			GROUP BY l.published HAVING l.published > count(*)`)},
+		{Name: "log-published", Broken: func(ctx context.Context, tx db.Tx, _ time.Time, _ int) ([]check.Violation, error) {
+			var published int64
+			if err := tx.QueryRow(ctx, `SELECT published FROM log WHERE id = 1`).Scan(&published); err != nil {
+				return nil, err
+			}
+			if now := size(); uint64(published) > now {
+				return []check.Violation{{Subject: "log", Message: fmt.Sprintf("the audit stream has %d records, the log %d", published, now)}}, nil
+			}
+			return nil, nil
+		}},
 	}
 }
 
-// unindexed finds positions of the log without a row. As each event has one row at most, a record whose event has another record
-// is found here too. The log is asked first: it grows before the index does.
+// unindexed finds what of the log is missing from the index, or twice in it. The log is asked first: it grows before the index does.
 func unindexed(ctx context.Context, tx db.Tx, size func() uint64, limit int) ([]check.Violation, error) {
-	before := int64(size())
-	var rows, end int64
-	if err := tx.QueryRow(ctx, `SELECT count(*), coalesce(max(position) + 1, 0) FROM record`).Scan(&rows, &end); err != nil {
+	before := size()
+	end, err := nextPosition(ctx, tx)
+	if err != nil {
 		return nil, err
 	}
 	var all []check.Violation
-	if now := int64(size()); end > now {
-		all = append(all, check.Violation{Subject: fmt.Sprintf("records/%d", now), Message: fmt.Sprintf("is in the index, but the log has only %d records", now)})
+	if now := size(); end > now {
+		all = append(all, check.Violation{Subject: position(now), Message: fmt.Sprintf("is in the index, but the log has only %d records", now)})
 	}
-	if before > end {
-		all = append(all, check.Violation{Subject: fmt.Sprintf("records/%d", end), Message: fmt.Sprintf("and those after it are not in the index: the log has %d records", before)})
+	if before > end+MaxTail {
+		all = append(all, check.Violation{Subject: position(end), Message: fmt.Sprintf("and those after it are not in the index: the log has %d records", before)})
 	}
-	if rows == end {
-		return all, nil
-	}
-	gaps, err := check.SQL(`SELECT 'records/' || CAST(position + 1 AS TEXT), 'is not in the index: its event has another record, or the index has lost it' FROM record r
-		WHERE position + 1 < (SELECT max(position) FROM record) AND NOT EXISTS (SELECT 1 FROM record n WHERE n.position = r.position + 1) ORDER BY position`)(ctx, tx, time.Time{}, limit)
+	gaps, err := check.SQL(`SELECT 'records/' || CAST((b.number + 1) * 256 AS TEXT), 'and the 255 after it are not in the index, but later ones are' FROM block b
+		WHERE b.number < (SELECT max(number) FROM block) AND NOT EXISTS (SELECT 1 FROM block n WHERE n.number = b.number + 1) ORDER BY b.number`)(ctx, tx, time.Time{}, limit)
 	if err != nil {
 		return nil, err
 	}
-	if rows > 0 {
-		first, err := check.SQL(`SELECT 'records/0', 'is not in the index' FROM log WHERE NOT EXISTS (SELECT 1 FROM record WHERE position = 0)`)(ctx, tx, time.Time{}, 1)
-		if err != nil {
-			return nil, err
-		}
-		gaps = append(gaps, first...)
-	}
-	return append(all, gaps...), nil
+	all = append(all, gaps...)
+	wrong, err := events(ctx, tx, end)
+	return append(all, wrong...), err
 }
 
-// Positions gives where those of the events stand that have a record.
-func (s *Store) Positions(ctx context.Context, ids []string) (map[string]uint64, error) {
-	found := map[string]uint64{}
-	err := s.db.Read(ctx, func(ctx context.Context, tx db.Tx) error {
-		for from := 0; from < len(ids); from += lookupRows {
-			var args []any
-			if err := positions(ctx, tx, found, `SELECT event_id, position FROM record WHERE event_id IN `+db.In(&args, ids[from:min(from+lookupRows, len(ids))]), args); err != nil {
-				return err
+// events goes through the events of all records before position end: each has to have one record, and each record one event.
+func events(ctx context.Context, tx db.Tx, end uint64) ([]check.Violation, error) {
+	var all []check.Violation
+	seen := map[uuid.UUID]uint64{} // of one bucket: the same id is in the same
+	var bucket, last int64
+	var entries []byte
+	var known uint64
+	err := each(ctx, tx, `SELECT bucket, entries FROM event_position ORDER BY bucket, block`, nil, []any{&bucket, &entries}, func() {
+		if bucket != last {
+			clear(seen)
+			last = bucket
+		}
+		for e := range slices.Chunk(entries, entrySize) {
+			id, at := uuid.UUID(e), binary.BigEndian.Uint64(e[len(uuid.UUID{}):])
+			if other, twice := seen[id]; twice && len(all) < maxTold {
+				all = append(all, check.Violation{Subject: position(max(at, other)), Message: fmt.Sprintf("its event %s has another record, at position %d", id, min(at, other))})
 			}
+			seen[id] = at
+			known++
 		}
-		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("looking up %d events: %w", len(ids), err)
+	if err == nil && known != end {
+		all = append(all, check.Violation{Subject: "log", Message: fmt.Sprintf("the index has %d records, and the events of %d", end, known)})
 	}
-	return found, nil
+	return all, err
 }
 
-func positions(ctx context.Context, tx db.Tx, found map[string]uint64, query string, args []any) error {
-	rows, err := tx.Query(ctx, query, args...)
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var id string
-		var position int64
-		if err := rows.Scan(&id, &position); err != nil {
-			return err
-		}
-		found[id] = uint64(position)
-	}
-	return rows.Err()
-}
+// maxTold bounds the events that are told.
+const maxTold = 100
+
+func position(p uint64) string { return fmt.Sprintf("records/%d", p) }
