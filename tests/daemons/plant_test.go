@@ -36,7 +36,7 @@ var services = []string{"inventory", "issuer", "deployer", "audit"}
 type plant struct {
 	*lab.Lab
 	t       *testing.T
-	root    string // of the repository
+	configs string // deploy/config
 	etc     string // takes the place of /etc/sallyport
 	state   string // takes the place of /var/lib/sallyport
 	context string // file of the operator's contexts
@@ -46,6 +46,8 @@ type plant struct {
 	listen  map[string]string // service, or replica, to its address
 	entry   *entry            // where agents come in
 	daemons map[string]*lab.Process
+	// programs says by which folder of programs a daemon is started, where that is not Bin.
+	programs map[string]string
 }
 
 func repository(t *testing.T) string {
@@ -98,8 +100,14 @@ func newLab(t *testing.T) *lab.Lab {
 // newPlant makes trust domain, identities, database and broker, and starts nothing else.
 func newPlant(t *testing.T) *plant {
 	t.Helper()
+	return newPlantBy(t, filepath.Join(repository(t), "deploy/config"))
+}
+
+// newPlantBy is newPlant by other files than deploy/config.
+func newPlantBy(t *testing.T, configs string) *plant {
+	t.Helper()
 	l := newLab(t)
-	p := &plant{Lab: l, t: t, root: repository(t), etc: filepath.Join(l.Dir, "etc"), state: filepath.Join(l.Dir, "state"),
+	p := &plant{Lab: l, t: t, configs: configs, programs: map[string]string{}, etc: filepath.Join(l.Dir, "etc"), state: filepath.Join(l.Dir, "state"),
 		listen: map[string]string{}, daemons: map[string]*lab.Process{}}
 	for _, dir := range []string{p.etc, filepath.Join(p.state, "issuer"), filepath.Join(p.etc, "secrets")} {
 		must(t, os.MkdirAll(dir, 0o700))
@@ -145,7 +153,7 @@ func (p *plant) identity(name string) string { return filepath.Join(p.etc, "iden
 // changed. more are replacements for this file alone.
 func (p *plant) configure(file, as string, more map[string]string) string {
 	p.t.Helper()
-	data, err := os.ReadFile(filepath.Join(p.root, "deploy/config", file))
+	data, err := os.ReadFile(filepath.Join(p.configs, file))
 	must(p.t, err)
 	text := string(data)
 	for from, to := range more {
@@ -185,7 +193,11 @@ func (p *plant) start(name string) {
 	config := p.configure(service+".yaml", name+".yaml", map[string]string{
 		map[string]string{"inventory": "0.0.0.0:8444", "issuer": "0.0.0.0:8445", "deployer": "0.0.0.0:8443", "audit": "0.0.0.0:8446"}[service]: p.listen[name],
 	})
-	proc, err := p.Start(lab.Command{Name: name, Path: filepath.Join(p.Bin, "sallyport-"+service), Args: []string{"--config", config}})
+	programs := p.Bin
+	if other := p.programs[name]; other != "" {
+		programs = other
+	}
+	proc, err := p.Start(lab.Command{Name: name, Path: filepath.Join(programs, "sallyport-"+service), Args: []string{"--config", config}})
 	must(p.t, err)
 	p.daemons[name] = proc
 	must(p.t, lab.Await(p.t.Context(), patience, name, func() error {

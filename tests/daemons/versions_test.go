@@ -1,0 +1,73 @@
+package daemons
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
+)
+
+// TestVersions upgrades four daemons of the version before one after the other, by the configuration of the version before,
+// while certificates are renewed: each mixture of the two works. The replica of a deployer goes on while the other brings the
+// schema that they share up to date.
+func TestVersions(t *testing.T) {
+	before := filepath.Join(repository(t), "bin/previous")
+	if _, err := os.Stat(filepath.Join(before, "config")); err != nil {
+		t.Fatalf("%v: run make previous", err)
+	}
+	for name, order := range map[string][]string{
+		"the deployer first": {"deployer", "issuer", "inventory", "audit"},
+		"the deployer last":  {"audit", "inventory", "issuer", "deployer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlantBy(t, filepath.Join(before, "config"))
+			for _, service := range append([]string{"deployer-2"}, services...) {
+				p.programs[service] = before
+			}
+			for _, service := range services {
+				p.start(service)
+			}
+			p.awaitAll()
+			site := p.enrol()
+			p.deploy(site)
+			shop := &shop{plant: p, site: site, generation: 1, deployer: deployerv1.NewDeployerServiceClient(p.dial("alice", "deployer", p.listen["deployer"]))}
+			shop.served()
+			for i, service := range order {
+				if service == "deployer" {
+					p.start("deployer-2")
+				}
+				p.stop(service)
+				delete(p.programs, service)
+				p.start(service)
+				if service == "deployer" {
+					p.besideReplica(shop)
+				}
+				shop.renew(service + " is of this version")
+				shop.served()
+				if slices.Contains(order[:i+1], "audit") {
+					p.awaitAll()
+				}
+			}
+			p.deniedCalls()
+			p.auditVerifies(shop.generation)
+			p.noErrors()
+		})
+	}
+}
+
+// besideReplica asks for renewals at either replica, and ends the old one.
+func (p *plant) besideReplica(s *shop) {
+	p.t.Helper()
+	first := s.deployer
+	s.deployer = deployerv1.NewDeployerServiceClient(p.dial("alice", "deployer", p.listen["deployer-2"]))
+	p.operatorAt(p.listen["deployer-2"])
+	s.renew("told to the replica of the version before")
+	s.served()
+	p.operatorAt(p.listen["deployer"])
+	s.deployer = first
+	s.renew("told to the replica of this version")
+	s.served()
+	p.stop("deployer-2")
+}
