@@ -21,7 +21,6 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
-	"github.com/sallyport-pki/sallyport/internal/trace"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/clientconfig"
 	"github.com/sallyport-pki/sallyport/cli/internal/connect"
@@ -54,13 +53,13 @@ func Main(env Environment) int {
 
 // Run is Main without signals.
 func Run(ctx context.Context, env Environment) int {
-	a := &app{env: env, now: time.Now, trace: trace.New()}
+	a := &app{env: env, now: time.Now}
 	if env.Now != nil {
 		a.now = env.Now
 	}
 	defer a.close()
 	root := a.root()
-	err := root.ExecuteContext(trace.With(ctx, a.trace)) // all that this command causes is one story
+	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return int(exit.OK)
 	}
@@ -80,7 +79,6 @@ type app struct {
 	server      string
 	identity    string
 	verbose     bool
-	trace       trace.Link
 	client      *connect.Client
 }
 
@@ -200,10 +198,10 @@ func (a *app) connect() (*connect.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if a.verbose {
-		fmt.Fprintf(a.env.Err, "trace id %s\n", a.trace.Trace)
-	}
 	a.client, err = connect.Open(at, a.now)
+	if err == nil && a.verbose {
+		fmt.Fprintf(a.env.Err, "trace id %s\n", a.client.TraceID())
+	}
 	return a.client, err
 }
 

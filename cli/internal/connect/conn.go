@@ -18,6 +18,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // probeBound is how long finding out what is wrong with a connection may take.
@@ -51,6 +52,7 @@ func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 	if c.err != nil {
 		return c.err
 	}
+	ctx = trace.With(ctx, c.client.trace)
 	begun := time.Now()
 	for try := 1; ; try++ {
 		err := c.explain(ctx, c.cc.Invoke(ctx, method, args, reply, opts...))
@@ -88,6 +90,7 @@ func (c *conn) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	if c.err != nil {
 		return nil, c.err
 	}
+	ctx = trace.With(ctx, c.client.trace)
 	s, err := c.cc.NewStream(ctx, desc, method, opts...)
 	if err != nil {
 		return nil, c.explain(ctx, err)

@@ -22,6 +22,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 // Reasons this package gives.
@@ -41,6 +42,7 @@ type Client struct {
 	at     clientconfig.Context
 	source identity.Source
 	now    func() time.Time
+	trace  trace.Link // all that one client causes is one story
 
 	mu    sync.Mutex
 	conns map[string]*conn
@@ -56,7 +58,7 @@ func Open(at clientconfig.Context, now func() time.Time) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{at: at, source: source, now: now, conns: map[string]*conn{}}
+	c := &Client{at: at, source: source, now: now, trace: trace.New(), conns: map[string]*conn{}}
 	if err := c.checkOwn(); err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
@@ -133,6 +135,9 @@ func (c *Client) conn(role identity.Role) *conn {
 	c.conns[service] = made
 	return made
 }
+
+// TraceID is the trace that logs, audit records and spans have this client's calls under.
+func (c *Client) TraceID() string { return c.trace.Trace }
 
 // Issuer calls the issuer.
 func (c *Client) Issuer() issuerv1.IssuerServiceClient {

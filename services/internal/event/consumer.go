@@ -123,16 +123,15 @@ func (c *Consumer) consume(ctx context.Context) error {
 			c.c.Log.InfoContext(ctx, "events that were fetched and not handled are handed back", "consumer", c.c.Durable, "messages", n)
 		}
 	}()
-	work, cancel := Finishing(ctx)
+	work, cancel := Finishing(ctx, c.c.JS.Conn(), messages)
 	defer cancel()
-	for ctx.Err() == nil {
-		m, err := messages.Next(jetstream.NextContext(ctx))
+	for {
+		m, err := messages.Next(jetstream.NextContext(work))
 		if err != nil {
 			return err
 		}
 		c.message(work, m)
 	}
-	return ctx.Err()
 }
 
 // message handles one message and answers for it.

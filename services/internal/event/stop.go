@@ -9,16 +9,22 @@ import (
 )
 
 const (
-	// finishBound is how long a consumer that is told to stop may take for the message it has begun.
+	// finishBound is how long a consumer that is told to stop may take for the messages it has fetched.
 	finishBound = 5 * time.Second
 	// handBackBound is how long it may take to hand back the others.
 	handBackBound = 2 * time.Second
 )
 
-// Finishing is a context for work that has begun: it ends a little after ctx, so that the work can be finished at a stop.
-func Finishing(ctx context.Context) (context.Context, context.CancelFunc) {
+// Finishing has a subscription fetch no more once ctx ends, and gives a context for the work on what it has fetched, which
+// ends a little later. Next then gives what was fetched, and at the end jetstream.ErrMsgIteratorClosed.
+func Finishing(ctx context.Context, conn *nats.Conn, messages jetstream.MessagesContext) (context.Context, context.CancelFunc) {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
+		if !conn.IsConnected() { // nothing could be acknowledged
+			cancel()
+			return
+		}
+		messages.Drain()
 		late := time.AfterFunc(finishBound, cancel)
 		context.AfterFunc(work, func() { late.Stop() })
 	})

@@ -96,36 +96,33 @@ func (i *Ingest) consume(ctx context.Context) error {
 			i.c.Log.InfoContext(ctx, "facts that were fetched and not recorded are handed back", "messages", n)
 		}
 	}()
-	work, cancel := event.Finishing(ctx)
+	work, cancel := event.Finishing(ctx, i.c.JS.Conn(), messages)
 	defer cancel()
 	// One batch is read while the one before it is recorded, which mostly waits for the disk.
 	ready := make(chan batch)
-	g, ctx := errgroup.WithContext(ctx)
+	g, reading := errgroup.WithContext(work)
 	g.Go(func() error {
+		defer close(ready)
 		for {
-			b, err := i.gather(ctx, messages)
+			b, err := i.gather(reading, messages)
 			if err != nil {
 				return err
 			}
 			select {
 			case ready <- b:
-			case <-ctx.Done():
+			case <-reading.Done():
 				left = append(left, b.messages...)
-				return ctx.Err()
+				return reading.Err()
 			}
 		}
 	})
 	g.Go(func() error {
-		for {
-			select {
-			case b := <-ready:
-				if err := i.record(work, b); err != nil {
-					return err
-				}
-			case <-ctx.Done():
-				return ctx.Err()
+		for b := range ready {
+			if err := i.record(work, b); err != nil {
+				return err
 			}
 		}
+		return nil
 	})
 	return g.Wait()
 }
