@@ -489,6 +489,31 @@ func TestReplacesWhatTheCADoesNotKnow(t *testing.T) {
 	}
 }
 
+// A CA that fails on each order that names what it replaces must not keep a certificate from being renewed.
+func TestReplacesThatTheCAFailsOn(t *testing.T) {
+	for _, answer := range []pebbletest.Fault{
+		{Path: pebbletest.NewOrder, Times: -1, Status: 500, Type: "serverInternal"},
+		{Path: pebbletest.NewOrder, Times: -1, Status: 502, Body: "<html>502</html>"},
+	} {
+		l := newLab(t, pebbletest.Options{})
+		old := parse(t, l.request("a.example.com").until(issuance.Issued).Issued.Chain)[0]
+		q := l.request("a.example.com")
+		q.replaces = old
+		q.until(issuance.Ordering)
+		l.Inject(answer)
+		for ; q.r.Failures < stumbles; q.r.Failures++ {
+			_ = q.fails(fault.Transient, ReasonUnavailable)
+		}
+		p, err := q.step()
+		if err != nil || !strings.Contains(p.Dropped, "failed 4 times") || !p.Order.Plain || p.Event != "" {
+			t.Fatalf("got %+v, %v", p, err)
+		}
+		l.Heal()
+		q.apply(p)
+		q.until(issuance.Issued)
+	}
+}
+
 func TestLostAccountAnswerStillFindsOrders(t *testing.T) {
 	l := newLab(t, pebbletest.Options{})
 	q := l.request("a.example.com")

@@ -3,6 +3,7 @@ package acme
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -84,15 +85,23 @@ func (f *flow) makeOrder() (authority.Progress, error) {
 	return f.haveOrder(got.Location, got.Order, false), nil
 }
 
+// stumbles is how often a CA may fail on an order that names what it replaces. A certificate in time is worth more than an
+// order that says so.
+const stumbles = 3
+
 // cannotReplace says why an order that was refused should be made without "replaces", empty if that is not the reason. The
-// CA may say so itself; or it no longer knows the certificate, for which there is no error of its own: then its renewal
-// information tells.
+// CA may say so itself; or it fails on such orders each time; or it no longer knows the certificate, for which there is no
+// error of its own: then its renewal information tells.
 func (f *flow) cannotReplace(id string, p *problem) string {
-	if id == "" || p == nil || p.Kind == "" {
+	switch {
+	case id == "" || p == nil:
 		return ""
-	}
-	if p.Kind == "alreadyReplaced" {
+	case p.Kind == "alreadyReplaced":
 		return p.Error()
+	case p.Status >= 500 && p.Kind != "rateLimited" && f.work.Request.Failures >= stumbles:
+		return fmt.Sprintf("the CA has failed %d times on an order that says what it replaces: %s", f.work.Request.Failures+1, p.Error())
+	case p.Kind == "":
+		return ""
 	}
 	_, err := f.ca.RenewalWindow(f.ctx, id)
 	var unknown *fault.Error
