@@ -127,8 +127,8 @@ func (a *Authority) RootHash() [sha256.Size]byte { return sha256.Sum256(a.cert.R
 // leaf alone. It is valid from a minute ago for ttl, never beyond the root.
 // The form follows the SPIFFE X.509-SVID standard: one URI SAN, CA:FALSE,
 // digitalSignature, EKU serverAuth and clientAuth. Services have their TLS
-// server name as DNS SAN besides.
-func (a *Authority) Mint(id spiffeid.ID, pub crypto.PublicKey, ttl time.Duration) ([]*x509.Certificate, error) {
+// server name as DNS SAN besides, and dnsNames.
+func (a *Authority) Mint(id spiffeid.ID, pub crypto.PublicKey, ttl time.Duration, dnsNames ...string) ([]*x509.Certificate, error) {
 	now := a.now()
 	switch {
 	case !id.MemberOf(a.td):
@@ -159,7 +159,9 @@ func (a *Authority) Mint(id spiffeid.ID, pub crypto.PublicKey, ttl time.Duration
 	}
 	if service, ok := strings.CutPrefix(id.Path(), "/service/"); ok {
 		// For tools that know nothing of SPIFFE, such as grpcurl: they verify the name they ask for.
-		tmpl.DNSNames = []string{service + ServerNameSuffix}
+		tmpl.DNSNames = append([]string{service + ServerNameSuffix}, dnsNames...)
+	} else if len(dnsNames) > 0 {
+		return nil, fmt.Errorf("minting %q: only a service has DNS names", id)
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, pub, a.key)
 	if err != nil {

@@ -60,6 +60,7 @@ func (a *app) trustIssueCommand() *cobra.Command {
 	var (
 		dir, data, kek, out string
 		ttl                 span
+		dns                 []string
 	)
 	ttl.Duration = config.Duration(30 * 24 * time.Hour)
 	cmd := &cobra.Command{
@@ -85,7 +86,7 @@ Issuing again into the same directory renews; a running daemon takes the new fil
 			if ttl.Duration == 0 {
 				return exit.Errorf(exit.Usage, "--ttl must not be 0")
 			}
-			cert, err := trust.WriteIdentity(out, ca, id, ttl.Std())
+			cert, err := trust.WriteIdentity(out, ca, id, ttl.Std(), dns...)
 			if err != nil {
 				return err
 			}
@@ -98,6 +99,7 @@ Issuing again into the same directory renews; a running daemon takes the new fil
 	cmd.Flags().StringVar(&kek, "kek", "", "key-encryption key, when it does not lie in the data directory")
 	cmd.Flags().StringVar(&out, "out", "", "directory to write to")
 	cmd.Flags().Var(&ttl, "ttl", "how long it is valid")
+	cmd.Flags().StringArrayVar(&dns, "dns", nil, "DNS name to add to a service's, for peers that look at it, such as the brokers of a cluster; may be repeated")
 	return cmd
 }
 

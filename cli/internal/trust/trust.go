@@ -95,12 +95,13 @@ func NotBefore(ca *identity.Authority) time.Time {
 // WriteIdentity signs an SVID for a fresh key and writes svid.pem,
 // svid-key.pem and bundle.pem into dir, which it makes with mode 0700. A
 // reader between the files sees a pair that does not fit and keeps the old one.
-func WriteIdentity(dir string, ca *identity.Authority, id spiffeid.ID, ttl time.Duration) (*x509.Certificate, error) {
+// Only a service may have dnsNames.
+func WriteIdentity(dir string, ca *identity.Authority, id spiffeid.ID, ttl time.Duration, dnsNames ...string) (*x509.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
 	}
-	chain, err := ca.Mint(id, key.Public(), ttl)
+	chain, err := ca.Mint(id, key.Public(), ttl, dnsNames...)
 	if err != nil {
 		return nil, err
 	}
