@@ -33,6 +33,10 @@ const (
 	receiveAtOnce = 64 // events in one statement
 )
 
+// Heartbeat is how often JetStream says that a consumer is still served. Without two of them the consumer asks anew: its leader
+// in a cluster may have died, and by itself a request would wait half a minute.
+const Heartbeat = 2 * time.Second
+
 // ConsumerConfig is what a Consumer needs; all of it is required.
 type ConsumerConfig struct {
 	DB *db.DB
@@ -114,7 +118,7 @@ func (c *Consumer) consume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("creating the consumer: %w", err)
 	}
-	messages, err := cons.Messages(jetstream.PullMaxMessages(prefetch))
+	messages, err := cons.Messages(jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(Heartbeat))
 	if err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}

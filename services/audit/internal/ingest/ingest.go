@@ -71,7 +71,7 @@ func (i *Ingest) Run(ctx context.Context) error {
 }
 
 func (i *Ingest) consume(ctx context.Context) error {
-	attempt, cancel := context.WithTimeout(ctx, 10*time.Second)
+	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	consumer, err := i.c.JS.CreateOrUpdateConsumer(attempt, event.StreamName, jetstream.ConsumerConfig{
 		Durable:       Durable,
@@ -86,7 +86,7 @@ func (i *Ingest) consume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("creating the consumer: %w", err)
 	}
-	messages, err := consumer.Messages(jetstream.PullMaxMessages(prefetch))
+	messages, err := consumer.Messages(jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(event.Heartbeat))
 	if err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}
