@@ -19,7 +19,7 @@ func TestEveryFileIsUsed(t *testing.T) {
 	for _, path := range found {
 		names = append(names, filepath.Base(path))
 	}
-	want := []string{"agent.yaml", "audit.yaml", "contexts.yaml", "deployer.yaml", "inventory.yaml", "issuer.yaml", "nats.conf", "serve.yaml"}
+	want := []string{"agent.yaml", "audit.yaml", "contexts.yaml", "deployer.yaml", "inventory.yaml", "issuer.yaml", "nats-cluster.conf", "nats.conf", "serve.yaml"}
 	if !slices.Equal(names, want) {
 		t.Errorf("there is %v, tested are %v", names, want)
 	}

@@ -42,6 +42,7 @@ type plant struct {
 	context string // file of the operator's contexts
 	dsn     string
 	broker  *lab.Broker
+	brokers []*lab.BrokerProcess // instead of broker
 	natsAt  string
 	listen  map[string]string // service, or replica, to its address
 	entry   *entry            // where agents come in
@@ -100,11 +101,24 @@ func newLab(t *testing.T) *lab.Lab {
 // newPlant makes trust domain, identities, database and broker, and starts nothing else.
 func newPlant(t *testing.T) *plant {
 	t.Helper()
-	return newPlantBy(t, filepath.Join(repository(t), "deploy/config"))
+	return newPlantBy(t, configFolder(t))
 }
+
+// configFolder is that of the example files.
+func configFolder(t *testing.T) string { return filepath.Join(repository(t), "deploy/config") }
 
 // newPlantBy is newPlant by other files than deploy/config.
 func newPlantBy(t *testing.T, configs string) *plant {
+	t.Helper()
+	p := newSite(t, configs)
+	var err error
+	p.broker, err = p.NATS(p.configure("nats.conf", "nats.conf", map[string]string{"0.0.0.0:4222": p.natsAt}))
+	must(t, err)
+	return p
+}
+
+// newSite is newPlantBy without a broker.
+func newSite(t *testing.T, configs string) *plant {
 	t.Helper()
 	l := newLab(t)
 	p := &plant{Lab: l, t: t, configs: configs, programs: map[string]string{}, etc: filepath.Join(l.Dir, "etc"), state: filepath.Join(l.Dir, "state"),
@@ -122,8 +136,6 @@ func newPlantBy(t *testing.T, configs string) *plant {
 
 	var err error
 	p.dsn, err = l.Postgres(t.Context(), "postgres")
-	must(t, err)
-	p.broker, err = l.NATS(p.configure("nats.conf", "nats.conf", map[string]string{"0.0.0.0:4222": p.natsAt}))
 	must(t, err)
 	p.entry = newEntry(t, p.listen["deployer"], p.listen["deployer-2"])
 	p.operatorAt(p.listen["deployer"])
@@ -190,9 +202,13 @@ func (p *plant) configure(file, as string, more map[string]string) string {
 func (p *plant) start(name string) {
 	p.t.Helper()
 	service := strings.TrimSuffix(name, "-2")
-	config := p.configure(service+".yaml", name+".yaml", map[string]string{
+	changes := map[string]string{
 		map[string]string{"inventory": "0.0.0.0:8444", "issuer": "0.0.0.0:8445", "deployer": "0.0.0.0:8443", "audit": "0.0.0.0:8446"}[service]: p.listen[name],
-	})
+	}
+	if len(p.brokers) == 3 {
+		changes["replicas: 1"] = "replicas: 3"
+	}
+	config := p.configure(service+".yaml", name+".yaml", changes)
 	programs := p.Bin
 	if other := p.programs[name]; other != "" {
 		programs = other
