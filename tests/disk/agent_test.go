@@ -1,0 +1,94 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
+	"github.com/sallyport-pki/sallyport/tests/lab"
+)
+
+// agentFailures are met by an agent that renews a certificate. A path is a folder of its state, or one beside the web server.
+var agentFailures = []struct {
+	name, calls, do, path string
+	// says is in its log.
+	says string
+}{
+	{"a key cannot be synced", "fsync", "error=EIO:when=1..4", "state/keys", "STATE_NOT_WRITABLE"},
+	{"a step cannot be noted", "fsync", "error=EIO:when=1..4", "state/journal", "STATE_NOT_WRITABLE"},
+	{"a report cannot be kept", "fsync", "error=EIO:when=1..4", "state/spool", "kept in memory"},
+	{"no room where the server reads", "write", "error=ENOSPC", "tls/.site.key.sallyport-new", "DISK_FULL"},
+	{"the server's folder does not sync", "fsync", "error=EIO:when=1..2", "tls", "input/output error"},
+	{"a file cannot get its place", "renameat", "error=EIO:when=1", "tls", "input/output error"},
+}
+
+// TestAgentFailures lets system calls of an agent fail while it renews. It says what is wrong, to its log and to the control plane
+// or both, leaves a whole pair in place, and goes on when the disk works again.
+func TestAgentFailures(t *testing.T) {
+	s := newSite(t)
+	deployer := deployerv1.NewDeployerServiceClient(ok(s.plane.Dial("deployer"))(t))
+	generation := int64(1)
+	s.serves(t, deployer, generation)
+	for _, f := range agentFailures {
+		t.Run(f.name, func(t *testing.T) {
+			path := filepath.Join(filepath.Dir(s.host.State), f.path)
+			if strings.HasPrefix(f.path, "tls") {
+				path = filepath.Join(s.web.TLSDir, strings.TrimPrefix(f.path, "tls"))
+			}
+			// The agent opens folders and works from there.
+			must(t, s.host.Stop())
+			s.host.Through = ok(lab.Fault{Calls: f.calls, Do: f.do, Path: path}.Prefix())(t)
+			before := len(s.host.Output())
+			must(t, s.host.Start())
+			ok(deployer.RenewDeployment(t.Context(), &deployerv1.RenewDeploymentRequest{Name: "web", Reason: f.name}))(t)
+			generation++
+			s.await(t.Context(), t, fmt.Sprintf("the agent to say %q", f.says), func() error {
+				if !strings.Contains(s.host.Output()[before:], f.says) {
+					return errors.New("it has not")
+				}
+				return nil
+			})
+			s.host.KillAll() // as a power cut would find it
+			s.host.Through = nil
+			must(t, s.host.Start())
+			s.serves(t, deployer, generation)
+		})
+	}
+	s.stop(t)
+}
+
+// serves waits until the web server serves what is assigned in the generation, and wants what is on disk to be that.
+func (s *site) serves(t *testing.T, deployer deployerv1.DeployerServiceClient, generation int64) {
+	t.Helper()
+	s.await(t.Context(), t, fmt.Sprintf("generation %d to be served", generation), func() error {
+		return s.served(t.Context(), t, deployer, generation)
+	})
+	must(t, s.web.Restart(t.Context())) // it reads what is on disk
+	must(t, s.served(t.Context(), t, deployer, generation))
+}
+
+func (s *site) served(ctx context.Context, t *testing.T, deployer deployerv1.DeployerServiceClient, generation int64) error {
+	for _, a := range s.assignments(ctx, t, deployer) {
+		if a.GetDeployment() != "web" {
+			continue
+		}
+		if a.GetGeneration() < generation || a.GetState() != deployerv1.AssignmentState_ASSIGNMENT_STATE_SERVED {
+			return fmt.Errorf("%v", a)
+		}
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		chain, err := lab.Served(ctx, s.web.Address, "web.example.com")
+		if err != nil {
+			return err
+		}
+		if got := lab.Fingerprint(chain[0]); got != a.GetFingerprint() {
+			return fmt.Errorf("%s is served, %s is assigned", got, a.GetFingerprint())
+		}
+	}
+	return nil
+}
