@@ -1,0 +1,328 @@
+// Package doctor breaks the stores of a real `sallyport serve` on purpose, one thing at a time, and wants `sallyport doctor` to
+// name it, with the right exit code.
+package doctor
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	_ "modernc.org/sqlite" // driver "sqlite"
+
+	"github.com/sallyport-pki/sallyport/tests/lab"
+)
+
+// The exit codes, as "sallyport help exit-codes" says.
+const (
+	sound   = 0
+	unsound = 14
+	unseen  = 15
+)
+
+// site is a control plane whose stores hold two certificates that are served.
+type site struct {
+	*lab.Lab
+	good string // its data, stopped and whole
+	kept string // what doctor kept at its first run
+}
+
+func TestDoctor(t *testing.T) {
+	s := newSite(t)
+	t.Run("sound", func(t *testing.T) { s.run(t, damage{}, sound) })
+	for _, d := range damages {
+		t.Run(d.rule+" of "+d.service, func(t *testing.T) {
+			t.Parallel()
+			s.run(t, d, unsound)
+		})
+	}
+	t.Run("nobody answers", func(t *testing.T) {
+		p := s.plane(t)
+		r := ok(p.CLI(t.Context(), "doctor", "--grace", "0s", "--server", "127.0.0.1:1"))(t)
+		if r.Code != unseen || strings.Count(r.Stdout, "cannot see") != 10 || !strings.Contains(r.Stdout, "cannot be reached") {
+			t.Errorf("exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
+		}
+	})
+	t.Run("log cut", s.cut)
+}
+
+// damage is something that must never be.
+type damage struct {
+	rule, service, subject string
+	store                  string // whose database
+	sql                    string
+	files                  func(data string) error
+	full                   bool
+}
+
+// twin copies the first row that where names, with these columns changed.
+func twin(table, columns, values, where string) string {
+	return fmt.Sprintf(`CREATE TEMP TABLE t AS SELECT * FROM %[1]s WHERE %[4]s ORDER BY 1 LIMIT 1; UPDATE t SET (%[2]s) = (%[3]s); INSERT INTO %[1]s SELECT * FROM t; DROP TABLE t;`,
+		table, columns, values, where)
+}
+
+const (
+	other  = `'00000000-0000-7000-8000-000000000001'`
+	hidden = `id = (SELECT min(id) FROM outbox WHERE kind = 'facts')`
+)
+
+var damages = []damage{
+	{rule: "event-recorded", service: "issuer", subject: "events/00000000-0000-7000-8000-000000000001", store: "issuer", sql: twin("outbox", "id", other, "kind = 'facts'")},
+	{rule: "record-of-event", service: "audit", subject: "records", store: "issuer", sql: `DELETE FROM outbox WHERE ` + hidden},
+	{rule: "record-of-event", service: "audit", subject: "records/", store: "deployer", sql: `DELETE FROM outbox WHERE ` + hidden, full: true},
+	{rule: "log-indexed", service: "audit", subject: "records/3", store: "audit", sql: `DELETE FROM record WHERE position = 3`},
+	{rule: "event-skipped", service: "inventory", subject: "events/00000000-0000-7000-8000-000000000001", store: "inventory", sql: `INSERT INTO inbox (event_id, received, error) VALUES (` + other + `, 1, 'what is this?')`},
+	{rule: "lease", service: "deployer", subject: "leases/broken", store: "deployer", sql: `INSERT INTO lease (name, holder, fence, beat, ttl) VALUES ('broken', '', 0, 0, 1000000)`},
+	{rule: "event-readable", service: "issuer", subject: "events/", store: "issuer", sql: `UPDATE outbox SET payload = x'ffff' WHERE ` + hidden, full: true},
+
+	{rule: "request-of-wish", service: "issuer", subject: "requests/00000000-0000-7000-8000-000000000001-1-1", store: "issuer",
+		sql: twin("request", "id, state, order_url, next_attempt, fingerprint", other+` || '-1-1', 'refused', '', 0, ''`, "TRUE")},
+	{rule: "request-wanted", service: "issuer", subject: "-0", store: "issuer",
+		sql: twin("request", "id, state, order_url, next_attempt, fingerprint, csr", `substr(id, 1, length(id) - 1) || '0', 'accepted', '', 8000000000000000, '', x'00'`, "TRUE")},
+	{rule: "intent-open", service: "issuer", subject: "requests/" + "wish-of-a-tool", store: "issuer",
+		sql: twin("request", "id, state, order_url, next_attempt, fingerprint, csr, updated", `'wish-of-a-tool', 'finalizing', 'https://ca.example/1', 8000000000000000, '', x'00', 1`, "TRUE")},
+	{rule: "request-abandoned", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
+		sql: twin("request", "id, state, next_attempt, fingerprint, csr", `'wish-of-a-tool', 'accepted', 0, '', x'00'`, "TRUE")},
+	{rule: "request-ended", service: "issuer", subject: "requests/", store: "issuer", sql: `UPDATE request SET next_attempt = 8000000000000000`},
+	{rule: "order-of-request", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
+		sql: twin("request", "id, state, order_url, next_attempt, fingerprint, csr", `'wish-of-a-tool', 'ordered', '', 8000000000000000, '', x'00'`, "TRUE")},
+	{rule: "csr-kept", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
+		sql: twin("request", "id, state, next_attempt, fingerprint", `'wish-of-a-tool', 'accepted', 8000000000000000, ''`, "TRUE")},
+	{rule: "authority-of-request", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
+		sql: twin("request", "id, state, next_attempt, fingerprint, csr, authority_uid", `'wish-of-a-tool', 'accepted', 8000000000000000, '', x'00', 'gone'`, "TRUE")},
+	{rule: "issued-once", service: "issuer", subject: "requests/", store: "issuer", sql: `DELETE FROM certificate`},
+	{rule: "certificate-of-request", service: "issuer", subject: "certificates/", store: "issuer", sql: `UPDATE certificate SET request = 'gone' WHERE request = (SELECT min(request) FROM certificate)`},
+	{rule: "serial-once", service: "issuer", subject: "certificates/", store: "issuer", sql: twin("certificate", "fingerprint, request", `'twin', 'twin'`, "TRUE")},
+	{rule: "chain-kept", service: "issuer", subject: "certificates/", store: "issuer", sql: `UPDATE certificate SET chain = 'gone'`},
+	{rule: "certificate-bytes", service: "issuer", subject: "certificates/", store: "issuer", sql: `UPDATE certificate SET serial = 'ab'`, full: true},
+	{rule: "certificate-issued", service: "issuer", subject: "certificates/", store: "issuer", sql: `DELETE FROM certificate; DELETE FROM request`},
+	{rule: "database", service: "issuer", subject: "databases/", store: "issuer", sql: `UPDATE profile SET authority = 'gone'`, full: true},
+
+	{rule: "assignment-of-deployment", service: "deployer", subject: "assignments/", store: "deployer", sql: `DELETE FROM deployment`},
+	{rule: "host-of-assignment", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET told_revision = 1000000`},
+	{rule: "told-generation", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET told_generation = generation + 1`},
+	{rule: "certificate-assigned", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET fingerprint = ''`},
+	{rule: "served-is-assigned", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET served = 'ab'`},
+	{rule: "certificate-of-wish", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET fingerprint = 'ab', served = 'ab'`},
+	{rule: "wish-requested", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET state = 'requested', fingerprint = '', csr = x'00', generation = 9, request_next = 8000000000000000`},
+	{rule: "intent-open", service: "deployer", subject: "intents/cancel/gone", store: "deployer", sql: `INSERT INTO intent (id, stamp, ready, message, due, tries, created) VALUES ('cancel/gone', '', 0, '', 8000000000000000, 0, 1)`},
+	{rule: "report-of-assignment", service: "deployer", subject: "assignments/gone", store: "deployer", sql: twin("report", "id, assignment", `'x', 'gone'`, "TRUE")},
+	{rule: "agent-key", service: "deployer", subject: "agents/web", store: "deployer", sql: `UPDATE agent SET key_hash = ''`},
+	{rule: "token-once", service: "deployer", subject: "tokens/", store: "deployer", sql: `UPDATE join_token SET host = 'another'`},
+
+	{rule: "certificate-known", service: "inventory", subject: "certificates/", store: "inventory", sql: `DELETE FROM certificate WHERE request <> ''`},
+	{rule: "issued-once", service: "inventory", subject: "requests/", store: "inventory", sql: twin("certificate", "fingerprint", `'twin'`, "request <> ''")},
+	{rule: "issued-for", service: "inventory", subject: "certificates/", store: "inventory", sql: `UPDATE certificate SET identity = '' WHERE request <> ''`},
+	{rule: "served-seen", service: "inventory", subject: "assignments/", store: "inventory", sql: `DELETE FROM assigned`},
+	{rule: "certificate-summary", service: "inventory", subject: "certificates/", store: "inventory", sql: `UPDATE certificate SET replaced = NOT replaced`},
+	{rule: "sighting-known", service: "inventory", subject: "certificates/gone", store: "inventory",
+		sql: `INSERT INTO sighting (host, role, location, server_name, fingerprint, first_seen, last_seen, gone) VALUES ('web', 'file', '/x', '', 'gone', 1, 1, 0)`},
+	{rule: "assignment-known", service: "inventory", subject: "assignments/gone", store: "inventory", sql: twin("generation", "assignment", `'gone'`, "TRUE")},
+
+	{rule: "log-verified", service: "audit", subject: "log", full: true, files: func(data string) error {
+		return edit(filepath.Join(data, "audit", "log", "tile", "entries"), `"actor":"`, `"actoR":"`)
+	}},
+	{rule: "log-key", service: "audit", subject: "log", files: func(data string) error {
+		return edit(filepath.Join(data, "kept.json"), "sallyport.local/audit+", "sallyport.local/audit+0")
+	}},
+}
+
+func (s *site) run(t *testing.T, d damage, code int) {
+	p := s.plane(t)
+	d.do(t, p.Data)
+	must(t, p.Start(t.Context()))
+	args := []string{"doctor", "-o", "json", "--grace", "400ms", "--keep", filepath.Join(p.Data, "kept.json")}
+	if d.full {
+		args = append(args, "--full")
+	}
+	r := ok(p.CLI(t.Context(), args...))(t)
+	if r.Code != code {
+		t.Fatalf("exit code %d, want %d\n%s%s", r.Code, code, r.Stdout, r.Stderr)
+	}
+	var report struct {
+		Checks []struct {
+			State    string
+			Problems []struct{ Rule, Service, Subject, Message, Remedy string }
+		}
+	}
+	must(t, json.Unmarshal([]byte(r.Stdout), &report))
+	found := code == sound
+	for _, c := range report.Checks {
+		if (c.State == "problem") != (len(c.Problems) > 0) || c.State == "cannot see" {
+			t.Errorf("a check is %q with %d problems", c.State, len(c.Problems))
+		}
+		for _, x := range c.Problems {
+			if x.Message == "" || x.Remedy == "" {
+				t.Errorf("%+v does not say what is wrong, or what to do", x)
+			}
+			found = found || x.Rule == d.rule && x.Service == d.service && strings.Contains(x.Subject, d.subject)
+		}
+	}
+	if !found {
+		t.Errorf("no problem %s of %s with %q:\n%s", d.rule, d.service, d.subject, r.Stdout)
+	}
+}
+
+func (d damage) do(t *testing.T, data string) {
+	t.Helper()
+	if d.files != nil {
+		must(t, d.files(data))
+	}
+	if d.sql == "" {
+		return
+	}
+	db := ok(sql.Open("sqlite", filepath.Join(data, d.store+".db")))(t)
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	result := ok(db.ExecContext(t.Context(), d.sql))(t)
+	if n, err := result.RowsAffected(); err == nil && n == 0 {
+		t.Fatal("nothing was broken")
+	}
+}
+
+// edit changes old in every file at or below path that has it.
+func edit(path, old, text string) error {
+	found := false
+	err := filepath.WalkDir(path, func(file string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(data), old) {
+			return err
+		}
+		found = true
+		return os.WriteFile(file, []byte(strings.Replace(string(data), old, text, 1)), 0o600)
+	})
+	if err == nil && !found {
+		err = fmt.Errorf("%s has no %q", path, old)
+	}
+	return err
+}
+
+// cut takes the log back to where it was before doctor saw it last.
+func (s *site) cut(t *testing.T) {
+	p := s.plane(t)
+	must(t, p.Start(t.Context()))
+	ok(p.Apply(t.Context(), "kind: Identity\nname: late\nowner: a@example.com\npurpose: test\nnames: {dns: [late.example.com]}\n"))(t)
+	kept := filepath.Join(s.Dir, "late.json")
+	must(t, lab.Await(t.Context(), 20*time.Second, "the late record", func() error {
+		r, err := p.CLI(t.Context(), "doctor", "--keep", kept)
+		if err == nil && (r.Code != sound || !strings.Contains(r.Stdout, "signature")) {
+			err = errors.New(r.Stdout)
+		}
+		return err
+	}))
+	must(t, p.Stop())
+	old := s.plane(t)
+	must(t, old.Start(t.Context()))
+	r := ok(old.CLI(t.Context(), "doctor", "--keep", kept, "--grace", "0s"))(t)
+	if r.Code != unsound || !strings.Contains(r.Stdout, "log-continues") {
+		t.Errorf("exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
+	}
+}
+
+var planes atomic.Int32
+
+// plane is a stopped control plane with a copy of the good data.
+func (s *site) plane(t *testing.T) *lab.Plane {
+	t.Helper()
+
+	p := ok(s.NewPlane(fmt.Sprintf("copy-%d", planes.Add(1)), lab.ServeOptions{}))(t)
+	must(t, os.CopyFS(p.Data, os.DirFS(s.good)))
+	t.Cleanup(func() {
+		if p.Process != nil {
+			p.Kill()
+		}
+		_ = os.RemoveAll(p.Data)
+	})
+	must(t, filepath.WalkDir(p.Data, func(path string, e os.DirEntry, err error) error { // CopyFS does not keep modes
+		if err != nil {
+			return err
+		}
+		info, err := os.Lstat(strings.Replace(path, p.Data, s.good, 1))
+		if err != nil {
+			return err
+		}
+		return os.Chmod(path, info.Mode().Perm())
+	}))
+	return p
+}
+
+func newSite(t *testing.T) *site {
+	dir := t.TempDir()
+	s := &site{Lab: lab.New(dir, bin(t)), good: filepath.Join(dir, "good")}
+	t.Cleanup(s.Close)
+	p := ok(s.Serve(t.Context(), "good", lab.ServeOptions{}))(t)
+	site := ok(s.Nginx(t.Context(), "nginx", "web.example.com"))(t)
+	token := ok(p.Token(t.Context(), "web"))(t)
+	h := ok(s.Host(t.Context(), "web", token, lab.HostOptions{Server: p.Address, Extra: "connectors:\n" + site.Connector()}))(t)
+	settings := ok(json.Marshal(site.Settings()))(t)
+	ok(p.Apply(t.Context(), fmt.Sprintf(`kind: Authority
+name: corp
+internal: {}
+---
+kind: Profile
+name: corp
+authority: corp
+key_types: [ecdsa-p256]
+usages: [server_auth]
+allowed_domains: [example.com]
+lifetime: 90d
+---
+kind: Identity
+name: web
+owner: web@example.com
+purpose: test
+names: {dns: [web.example.com]}
+---
+kind: Deployment
+name: web
+identity: web
+profile: corp
+targets: [{host: web, connector: nginx, settings: %s}]
+`, settings)))(t)
+	ok(p.Do(t.Context(), "watch", "deployment", "web", "--timeout", "30s"))(t)
+	ok(p.Do(t.Context(), "renew", "deployment", "web"))(t)
+	ok(p.Do(t.Context(), "watch", "deployment", "web", "--timeout", "30s"))(t)
+	must(t, h.Stop())
+	kept := filepath.Join(p.Data, "kept.json")
+	r := ok(p.CLI(context.Background(), "doctor", "--full", "--grace", "20s", "--keep", kept))(t)
+	if r.Code != sound {
+		t.Fatalf("%s%s", r.Stdout, r.Stderr)
+	}
+	must(t, p.Stop())
+	return s
+}
+
+// bin is the folder that `make build` fills.
+func bin(t *testing.T) string {
+	t.Helper()
+	dir := filepath.Join(ok(os.Getwd())(t), "..", "..", "bin")
+	if _, err := os.Stat(filepath.Join(dir, "sallyport")); err != nil {
+		t.Fatalf("%v: run make build", err)
+	}
+	return dir
+}
+
+func ok[T any](v T, err error) func(*testing.T) T {
+	return func(t *testing.T) T {
+		t.Helper()
+		must(t, err)
+		return v
+	}
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
