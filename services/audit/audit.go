@@ -174,7 +174,7 @@ func (s *Service) open(ctx context.Context, c Config) (err error) {
 	if s.relay, err = event.NewRelay(event.RelayConfig{DB: s.db, JS: js, Service: Name, Log: s.deps.Log}); err != nil {
 		return err
 	}
-	if s.ingest, err = ingest.New(ingest.Config{Recorder: s.recorder, JS: js, Log: s.deps.Log}); err != nil {
+	if s.ingest, err = ingest.New(ingest.Config{Recorder: s.recorder, DB: s.db, JS: js, Log: s.deps.Log}); err != nil {
 		return err
 	}
 	if s.feed, err = feed.New(feed.Config{Ledger: s.ledger, Store: index, JS: js, Log: s.deps.Log}); err != nil {

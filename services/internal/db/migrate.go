@@ -48,7 +48,8 @@ const oldestTable = `sallyport_oldest`
 // migrate brings the schema up to the newest migration. One that is newer than the program is taken as it is, unless it says
 // that programs as old as this one would misread it.
 func migrate(ctx context.Context, pool *sql.DB, dialect goose.Dialect, migrations fs.FS, name string) error {
-	p, err := goose.NewProvider(dialect, pool, migrations, goose.WithDisableGlobalRegistry(true), goose.WithLogger(goose.NopLogger()))
+	// Packages number their migrations apart, so a new one may come below those that are applied already.
+	p, err := goose.NewProvider(dialect, pool, migrations, goose.WithDisableGlobalRegistry(true), goose.WithAllowOutofOrder(true), goose.WithLogger(goose.NopLogger()))
 	if err != nil {
 		return fmt.Errorf("reading the migrations: %w", err)
 	}

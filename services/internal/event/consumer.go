@@ -20,6 +20,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -37,7 +38,7 @@ const (
 // in a cluster may have died, and by itself a request would wait half a minute.
 const Heartbeat = 2 * time.Second
 
-// ConsumerConfig is what a Consumer needs; all of it is required.
+// ConsumerConfig is what a Consumer needs.
 type ConsumerConfig struct {
 	DB *db.DB
 	JS jetstream.JetStream
@@ -51,7 +52,11 @@ type ConsumerConfig struct {
 	// After an error each of them is handled alone: one of kind fault.Permanent skips the event, for ever; any other brings it
 	// again, later.
 	Handle func(context.Context, db.Tx, []*eventv1.Event) error
-	Log    *slog.Logger
+	// Repeatable says that Handle bears an event that was handled before, however long ago: its id is then not remembered.
+	Repeatable bool
+	Log        *slog.Logger
+	// Now is the clock by which events grow old, as at the broker; nil is time.Now.
+	Now func() time.Time
 }
 
 // Each makes a Handle of what is done for one event. What that emits continues the event's trace.
@@ -66,10 +71,11 @@ func Each(handle func(context.Context, db.Tx, *eventv1.Event) error) func(contex
 	}
 }
 
-// Consumer hands every event of its subjects to Handle, once each.
+// Consumer hands every event of its subjects to Handle, once each if they are not repeatable.
 type Consumer struct {
-	c       ConsumerConfig
-	skipped atomic.Int64
+	c          ConsumerConfig
+	attendance *Attendance
+	skipped    atomic.Int64
 }
 
 // NewConsumer validates c.
@@ -80,7 +86,10 @@ func NewConsumer(c ConsumerConfig) (*Consumer, error) {
 	if c.Durable == "" || strings.ContainsAny(c.Durable, " .*>/\\\t\r\n") {
 		return nil, fmt.Errorf("event.NewConsumer: bad name %q", c.Durable)
 	}
-	return &Consumer{c: c}, nil
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	return &Consumer{c: c, attendance: &Attendance{DB: c.DB, JS: c.JS, Durable: c.Durable, Log: c.Log, Now: c.Now}}, nil
 }
 
 // Run consumes until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS was away. The context
@@ -106,7 +115,7 @@ func (c *Consumer) consume(ctx context.Context) error {
 	}
 	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	cons, err := c.c.JS.CreateOrUpdateConsumer(attempt, StreamName, jetstream.ConsumerConfig{
+	cons, err := c.attendance.Begin(attempt, jetstream.ConsumerConfig{
 		Durable:        c.c.Durable,
 		FilterSubjects: c.c.Filter,
 		DeliverPolicy:  jetstream.DeliverAllPolicy,
@@ -116,7 +125,7 @@ func (c *Consumer) consume(ctx context.Context) error {
 		MaxAckPending:  1024,
 	})
 	if err != nil {
-		return fmt.Errorf("creating the consumer: %w", err)
+		return err
 	}
 	messages, err := cons.Messages(jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(Heartbeat))
 	if err != nil {
@@ -129,13 +138,18 @@ func (c *Consumer) consume(ctx context.Context) error {
 	}()
 	work, cancel := Finishing(ctx, c.c.JS.Conn(), messages)
 	defer cancel()
-	for {
-		m, err := messages.Next(jetstream.NextContext(work))
-		if err != nil {
-			return err
+	g, reading := errgroup.WithContext(work)
+	g.Go(func() error { return c.attendance.Run(reading, cons) })
+	g.Go(func() error {
+		for {
+			m, err := messages.Next(jetstream.NextContext(work))
+			if err != nil {
+				return err
+			}
+			c.message(work, m)
 		}
-		c.message(work, m)
-	}
+	})
+	return g.Wait()
 }
 
 // message handles one message and answers for it.
@@ -152,6 +166,7 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 	case err == nil:
 		// An acknowledgement that gets lost brings the message again, and the inbox drops it.
 		crash.At(crash.EventHandled)
+		c.attendance.Heard(meta.Timestamp)
 		err = doubleAck(ctx, m)
 		crash.At(crash.EventAcked)
 	case errors.Is(err, errUndecodable):
@@ -251,11 +266,12 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 		}
 	}()
 	begun := time.Now()
-	var fresh []*eventv1.Event
+	fresh := events
 	err = c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) (err error) {
-		fresh, err = receive(ctx, tx, events)
-		if err != nil || len(fresh) == 0 {
-			return err
+		if !c.c.Repeatable {
+			if fresh, err = receive(ctx, tx, events, c.c.Now()); err != nil || len(fresh) == 0 {
+				return err
+			}
 		}
 		return c.c.Handle(ctx, tx, fresh)
 	})
@@ -286,16 +302,16 @@ func (c *Consumer) skip(ctx context.Context, id string, why error) error {
 	c.c.Log.ErrorContext(ctx, "event skipped for ever", "consumer", c.c.Durable, "event", id, "skipped_since_start", c.skipped.Add(1), "error", why)
 	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO inbox (event_id, received, error) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-			id, db.FromTime(time.Now()), strings.ToValidUTF8(why.Error(), "?"))
+			id, db.FromTime(c.c.Now()), strings.ToValidUTF8(why.Error(), "?"))
 		return err
 	})
 }
 
-// receive notes events and gives those that are new.
-func receive(ctx context.Context, tx db.Tx, events []*eventv1.Event) ([]*eventv1.Event, error) {
+// receive notes events and gives those that are new. Of the others it notes that they have come again: they may once more.
+func receive(ctx context.Context, tx db.Tx, events []*eventv1.Event, now time.Time) ([]*eventv1.Event, error) {
 	unknown := map[string]bool{}
 	for part := range slices.Chunk(events, receiveAtOnce) {
-		args := []any{db.FromTime(time.Now())}
+		args := []any{db.FromTime(now)}
 		var rows strings.Builder
 		for i, e := range part {
 			args = append(args, e.GetId())
@@ -317,10 +333,19 @@ func receive(ctx context.Context, tx db.Tx, events []*eventv1.Event) ([]*eventv1
 		}
 	}
 	var fresh []*eventv1.Event
+	var known []string
 	for _, e := range events {
 		if unknown[e.GetId()] {
 			delete(unknown, e.GetId()) // a message may hold it twice
 			fresh = append(fresh, e)
+		} else {
+			known = append(known, e.GetId())
+		}
+	}
+	for part := range slices.Chunk(known, receiveAtOnce) {
+		args := []any{db.FromTime(now)}
+		if _, err := tx.Exec(ctx, `UPDATE inbox SET received = $1 WHERE event_id IN `+db.In(&args, part), args...); err != nil {
+			return nil, err
 		}
 	}
 	return fresh, nil

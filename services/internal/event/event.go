@@ -1,8 +1,8 @@
 // Package event carries facts between services: from an outbox table, over NATS JetStream, past an inbox table.
 //
 // It guarantees that there is no committed change without its event and no event without its change; that every event
-// reaches every consumer, however long NATS, a service or a disk is away, within the age limit of the stream (StreamLimits);
-// and that a consumer's transaction handles it once. It does not guarantee order: an event's handler must bear an older one
+// reaches every consumer, however long NATS, a service or a disk is away, and also when NATS has lost all it had, within the
+// time for which outboxes keep it (35 days); and that a consumer's transaction handles it once. It does not guarantee order: an event's handler must bear an older one
 // arriving after a newer one.
 package event
 

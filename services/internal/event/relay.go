@@ -35,12 +35,14 @@ const (
 
 var errAway = errors.New("not connected to NATS")
 
-// RelayConfig is what a Relay needs; all of it is required.
+// RelayConfig is what a Relay needs.
 type RelayConfig struct {
 	DB      *db.DB
 	JS      jetstream.JetStream
 	Service string // whose outbox it is: the third part of the subject
 	Log     *slog.Logger
+	// Now is the clock by which events grow old, as at the broker; nil is time.Now.
+	Now func() time.Time
 }
 
 // Relay moves what waits in the outbox to JetStream: what this process commits at once, what another did within seconds. Of several replicas on one database one works at a time.
@@ -54,21 +56,28 @@ func NewRelay(c RelayConfig) (*Relay, error) {
 	if c.DB == nil || c.JS == nil || c.Service == "" || c.Log == nil {
 		return nil, errors.New("event.NewRelay: DB, JS, Service and Log are required")
 	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
 	return &Relay{c: c, published: newPublished()}, nil
 }
 
 // Run relays until ctx ends. While NATS or the database is away it tries again, for ever.
+//
+// Beside that it looks after outbox and inbox: what the broker has lost is published again, what is old is forgotten.
 func (r *Relay) Run(ctx context.Context) error {
 	emitted := r.c.DB.Listen(outboxTopic)
 	return lease.Run(ctx, r.c.DB, "outbox", leaseTTL, func(ctx context.Context) error {
+		keep := &upkeep{Relay: r, answered: map[string]bool{}}
 		for {
+			again := keep.pass(ctx)
 			r.drain(ctx)
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-emitted:
 				sleep(ctx, linger)
-			case <-time.After(lookEvery):
+			case <-time.After(again):
 			}
 		}
 	})
@@ -203,6 +212,7 @@ func (b batch) msgID() string {
 	return b.ids[0] + "+" + hex.EncodeToString(h.Sum(nil)[:16])
 }
 
+// mark notes what JetStream has stored. Observations are over with that: the next one of the same host says more.
 func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, error) {
 	if !slices.Contains(stored, true) {
 		return 0, nil
@@ -216,8 +226,13 @@ func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, erro
 				continue
 			}
 			for ids := range slices.Chunk(b.ids, markAtOnce) {
-				args := []any{db.FromTime(time.Now())}
-				if _, err := tx.Exec(ctx, `UPDATE outbox SET published_at = $1 WHERE id IN `+db.In(&args, ids), args...); err != nil {
+				args := []any{}
+				query := `DELETE FROM outbox WHERE id IN `
+				if b.kind == Facts {
+					args, query = []any{db.FromTime(r.c.Now())}, `UPDATE outbox SET published_at = $1 WHERE id IN `
+				}
+				query += db.In(&args, ids)
+				if _, err := tx.Exec(ctx, query, args...); err != nil {
 					return err
 				}
 			}

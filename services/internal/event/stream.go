@@ -20,8 +20,8 @@ const (
 type StreamLimits struct {
 	// Replicas is 1 for one NATS server, 3 for a cluster. Default 1.
 	Replicas int
-	// MaxAge is how long SALLYPORT keeps a message. It must exceed the longest time a service may be down: a consumer
-	// that comes back later has missed events. Default 30 days.
+	// MaxAge is how long SALLYPORT keeps a message. A consumer that was away for longer has missed events, notices it, and
+	// gets again what outboxes still hold. Default 30 days.
 	MaxAge time.Duration
 	// MaxBytes bounds each stream. Default 0: only the server's own limit for JetStream counts.
 	MaxBytes int64
@@ -33,7 +33,7 @@ const dedupWindow = 10 * time.Minute
 // EnsureStreams creates both streams or brings them up to date. While JetStream is not ready it tries again until ctx ends.
 func EnsureStreams(ctx context.Context, js jetstream.JetStream, limits StreamLimits) error {
 	if limits.MaxAge == 0 {
-		limits.MaxAge = 30 * 24 * time.Hour
+		limits.MaxAge = keepStream
 	}
 	if limits.MaxBytes == 0 {
 		limits.MaxBytes = -1

@@ -3,6 +3,7 @@ package servicetest
 import (
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -63,6 +64,14 @@ func (b *Broker) Stop() {
 	if srv != nil {
 		srv.Shutdown()
 		srv.WaitForShutdown()
+	}
+}
+
+// Lose has a stopped server begin with nothing.
+func (b *Broker) Lose() {
+	b.t.Helper()
+	if err := os.RemoveAll(b.dir); err != nil {
+		b.t.Fatal(err)
 	}
 }
 

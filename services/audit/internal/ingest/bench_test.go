@@ -72,7 +72,7 @@ func BenchmarkIngest(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-		in, err := New(Config{Recorder: p.recorder, JS: js, Log: servicetest.Log(b)})
+		in, err := New(Config{Recorder: p.recorder, DB: p.db, JS: js, Log: servicetest.Log(b)})
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 )
 
@@ -35,22 +36,24 @@ const (
 // Config is what ingest needs; all of it is required.
 type Config struct {
 	Recorder *Recorder
+	DB       *db.DB // of the index
 	JS       jetstream.JetStream
 	Log      *slog.Logger
 }
 
 // Ingest consumes the facts of all services.
 type Ingest struct {
-	c    Config
-	make record.Maker
+	c          Config
+	make       record.Maker
+	attendance *event.Attendance
 }
 
 // New validates c.
 func New(c Config) (*Ingest, error) {
-	if c.Recorder == nil || c.JS == nil || c.Log == nil {
-		return nil, errors.New("ingest.New: Recorder, JS and Log are required")
+	if c.Recorder == nil || c.DB == nil || c.JS == nil || c.Log == nil {
+		return nil, errors.New("ingest.New: Recorder, DB, JS and Log are required")
 	}
-	return &Ingest{c: c}, nil
+	return &Ingest{c: c, attendance: &event.Attendance{DB: c.DB, JS: c.JS, Durable: Durable, Log: c.Log, Now: time.Now}}, nil
 }
 
 // Run records facts until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS or the database was
@@ -73,7 +76,7 @@ func (i *Ingest) Run(ctx context.Context) error {
 func (i *Ingest) consume(ctx context.Context) error {
 	attempt, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	consumer, err := i.c.JS.CreateOrUpdateConsumer(attempt, event.StreamName, jetstream.ConsumerConfig{
+	consumer, err := i.attendance.Begin(attempt, jetstream.ConsumerConfig{
 		Durable:       Durable,
 		Description:   "everything that is audited",
 		FilterSubject: event.FactsOf("*"),
@@ -84,7 +87,7 @@ func (i *Ingest) consume(ctx context.Context) error {
 		MaxAckPending: 4 * prefetch,
 	})
 	if err != nil {
-		return fmt.Errorf("creating the consumer: %w", err)
+		return err
 	}
 	messages, err := consumer.Messages(jetstream.PullMaxMessages(prefetch), jetstream.PullHeartbeat(event.Heartbeat))
 	if err != nil {
@@ -101,6 +104,7 @@ func (i *Ingest) consume(ctx context.Context) error {
 	// One batch is read while the one before it is recorded, which mostly waits for the disk.
 	ready := make(chan batch)
 	g, reading := errgroup.WithContext(work)
+	g.Go(func() error { return i.attendance.Run(reading, consumer) })
 	g.Go(func() error {
 		defer close(ready)
 		for {
@@ -133,6 +137,7 @@ type batch struct {
 	records  []record.Encoded
 	events   []*eventv1.Event // for their traces; none where no spans are recorded
 	begun    time.Time
+	last     time.Time // of its messages
 }
 
 // gather waits for a message and takes those that come with it.
@@ -162,6 +167,7 @@ func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
 		return fmt.Errorf("message without JetStream metadata: %w", err)
 	}
 	from := record.Message{Stream: meta.Stream, Sequence: meta.Sequence.Stream, Subject: m.Subject(), Time: meta.Timestamp, Data: m.Data()}
+	b.last = meta.Timestamp
 	publisher := publisherOf(m.Subject())
 	unreadable := func(index int, why error) error {
 		i.c.Log.ErrorContext(ctx, "what was published is not an event: recorded as unreadable", "publisher", publisher, "stream_seq", from.Sequence, "event_index", index, "error", why)
@@ -222,6 +228,7 @@ func (i *Ingest) record(ctx context.Context, b batch) error {
 	}
 	crash.At(crash.Indexed)
 	event.Consumed(ctx, "record ", b.begun, b.events)
+	i.attendance.Heard(b.last)
 	for _, m := range b.messages {
 		// An acknowledgement that gets lost brings the message again, and the index knows its events.
 		if err := m.Ack(); err != nil {

@@ -49,7 +49,7 @@ func TestNothingIsAcknowledgedUnrecorded(t *testing.T) {
 	}
 	ingest := func(p *parts, until func() bool) {
 		t.Helper()
-		in, err := New(Config{Recorder: p.recorder, JS: js, Log: servicetest.Log(t)})
+		in, err := New(Config{Recorder: p.recorder, DB: p.db, JS: js, Log: servicetest.Log(t)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,161 @@
+package event
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+const (
+	examineEach = time.Minute
+	// skew is how far the clocks of broker and service may be apart.
+	skew = 10 * time.Second
+)
+
+// upkeep looks after the outbox beside publishing: it notices what the other side has lost, and forgets what is old.
+type upkeep struct {
+	*Relay
+	examined time.Time       // when the stream was last looked at
+	pruned   time.Time       // when to prune next
+	answered map[string]bool // gaps that consumers told of
+}
+
+// pass does what is due and says when to come again at the latest.
+func (k *upkeep) pass(ctx context.Context) time.Duration {
+	now := k.c.Now()
+	if now.Sub(k.examined) >= examineEach || now.Before(k.examined) {
+		if err := k.examine(ctx); err != nil {
+			k.trouble(ctx, "asking the broker what it has", err)
+			return lookEvery // nothing may be forgotten that is still to be published again
+		}
+		k.examined = now
+	}
+	if now.Before(k.pruned) && k.pruned.Sub(now) <= pruneEach {
+		return lookEvery
+	}
+	more, err := prune(ctx, k.c.DB, now)
+	k.trouble(ctx, "forgetting old events", err)
+	if more {
+		return pruneRest
+	}
+	k.pruned = now.Add(pruneEach)
+	return lookEvery
+}
+
+func (k *upkeep) trouble(ctx context.Context, doing string, err error) {
+	if err != nil && ctx.Err() == nil {
+		k.c.Log.WarnContext(ctx, "upkeep of events", "service", k.c.Service, "doing", doing, "error", err)
+	}
+}
+
+// examine publishes again what the stream, or a consumer, cannot have.
+func (k *upkeep) examine(ctx context.Context) error {
+	if !k.c.JS.Conn().IsConnected() {
+		return errAway
+	}
+	asking, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	stream, err := k.c.JS.Stream(asking, StreamName)
+	if err != nil {
+		return err
+	}
+	told, err := k.told(asking, stream)
+	if err != nil {
+		return err
+	}
+	if err := k.stream(ctx, stream.CachedInfo().Created); err != nil {
+		return err
+	}
+	return k.gaps(ctx, told)
+}
+
+// stream notices a stream that was made anew: the broker has lost its data, or this store was restored from a backup. What
+// was published before that is in no stream, and not every consumer may have had it.
+func (k *upkeep) stream(ctx context.Context, created time.Time) error {
+	known, err := mark(ctx, k.c.DB, "stream")
+	if err != nil || known.Equal(created.Truncate(time.Microsecond)) {
+		return err
+	}
+	if err := renew(ctx, k.c.DB, created, k.c.Now()); err != nil {
+		return err
+	}
+	n, err := again(ctx, k.c.DB, time.Time{}, created.Add(skew))
+	if err != nil {
+		return err
+	}
+	if n > 0 {
+		k.c.Log.WarnContext(ctx, "the event stream is a new one: what is kept of the events is published again, and who has them drops them",
+			"service", k.c.Service, "events", n, "stream_made", created)
+	}
+	return setMark(ctx, k.c.DB, "stream", created) // last: cut off before this, all of it is done again
+}
+
+// metaGap is the metadata by which a consumer tells all services what it has missed.
+const metaGap = "sallyport-missed"
+
+// gap is the time in which events were published that a consumer has not seen.
+type gap struct{ from, until time.Time }
+
+func (g gap) String() string {
+	return strconv.FormatInt(g.from.UnixMicro(), 10) + "-" + strconv.FormatInt(g.until.UnixMicro(), 10)
+}
+
+func parseGap(s string) (gap, error) {
+	a, b, ok := strings.Cut(s, "-")
+	from, err := strconv.ParseInt(a, 10, 64)
+	if !ok || err != nil {
+		return gap{}, fmt.Errorf("not a gap: %q", s)
+	}
+	until, err := strconv.ParseInt(b, 10, 64)
+	if err != nil {
+		return gap{}, fmt.Errorf("not a gap: %q", s)
+	}
+	return gap{time.UnixMicro(from), time.UnixMicro(until)}, nil
+}
+
+// told lists the gaps that consumers of this service's facts tell of, by consumer.
+func (k *upkeep) told(ctx context.Context, stream jetstream.Stream) (map[string]string, error) {
+	told := map[string]string{}
+	list := stream.ListConsumers(ctx)
+	for info := range list.Info() {
+		if text := info.Config.Metadata[metaGap]; text != "" && k.listens(info.Config) {
+			told[info.Name] = text
+		}
+	}
+	return told, list.Err()
+}
+
+// gaps publishes again what consumers have missed because they were away for longer than the stream keeps a message.
+func (k *upkeep) gaps(ctx context.Context, told map[string]string) error {
+	for consumer, text := range told {
+		if k.answered[consumer+text] {
+			continue
+		}
+		g, err := parseGap(text)
+		if err != nil {
+			k.trouble(ctx, "reading what "+consumer+" has missed", err)
+			continue
+		}
+		n, err := again(ctx, k.c.DB, g.from, g.until)
+		if err != nil {
+			return err
+		}
+		k.answered[consumer+text] = true
+		if n > 0 {
+			k.c.Log.WarnContext(ctx, "a consumer was away for too long: what it missed is published again", "service", k.c.Service, "consumer", consumer,
+				"published_from", g.from, "published_until", g.until, "events", n)
+		}
+	}
+	return nil
+}
+
+// listens says whether a consumer takes the facts of this service.
+func (k *upkeep) listens(c jetstream.ConsumerConfig) bool {
+	subjects := append(slices.Clone(c.FilterSubjects), c.FilterSubject)
+	return slices.Contains(subjects, FactsOf(k.c.Service)) || slices.Contains(subjects, FactsOf("*"))
+}

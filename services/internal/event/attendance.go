@@ -1,0 +1,152 @@
+package event
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+)
+
+const (
+	attendEach = 5 * time.Minute
+	// gapStands is how long a gap is told of: all services look every minute while they run.
+	gapStands = 7 * 24 * time.Hour
+)
+
+// Attendance keeps the book on until when a durable consumer has heard everything, in its service's own store. The stream
+// forgets what is older than its limit whether or not everybody has had it, and the broker does not tell.
+type Attendance struct {
+	DB      *db.DB
+	JS      jetstream.JetStream
+	Durable string
+	Log     *slog.Logger
+	Now     func() time.Time
+
+	heard atomic.Int64 // microseconds
+}
+
+func (a *Attendance) name() string { return "consumer/" + a.Durable }
+
+// Begin makes the consumer at JetStream, or brings it up to date. If events may have gone by unheard since the last time, it
+// says so in the log and as a fact, <service>.events.missed, and asks all services to publish them again as far as they
+// still have them.
+func (a *Attendance) Begin(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
+	stream, err := a.JS.Stream(ctx, StreamName)
+	if err != nil {
+		return nil, err
+	}
+	told, err := a.told(ctx, stream)
+	if err != nil {
+		return nil, err
+	}
+	missed, err := a.missed(ctx, stream.CachedInfo().Config.MaxAge)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case missed != nil:
+		told = missed.String()
+	case told == "":
+	default:
+		if g, err := parseGap(told); err != nil || a.Now().Sub(g.until) > keepStream+gapStands {
+			told = ""
+		}
+	}
+	if told != "" {
+		c.Metadata = map[string]string{metaGap: told}
+	}
+	consumer, err := a.JS.CreateOrUpdateConsumer(ctx, StreamName, c)
+	if err != nil {
+		return nil, fmt.Errorf("creating the consumer: %w", err)
+	}
+	if missed != nil {
+		err = a.tell(ctx, *missed)
+	}
+	return consumer, err
+}
+
+// told is the gap that the consumer tells of already.
+func (a *Attendance) told(ctx context.Context, stream jetstream.Stream) (string, error) {
+	consumer, err := stream.Consumer(ctx, a.Durable)
+	if errors.Is(err, jetstream.ErrConsumerNotFound) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	return consumer.CachedInfo().Config.Metadata[metaGap], nil
+}
+
+// missed is the gap since the last time, nil if there is none.
+func (a *Attendance) missed(ctx context.Context, maxAge time.Duration) (*gap, error) {
+	heard, err := mark(ctx, a.DB, a.name())
+	if err != nil {
+		return nil, err
+	}
+	until := a.Now().Add(-maxAge)
+	if heard.IsZero() || maxAge == 0 || !heard.Before(until) {
+		return nil, nil
+	}
+	return &gap{heard.Add(-skew), until.Add(skew)}, nil
+}
+
+// tell records a gap, and that it has been told of, in one.
+func (a *Attendance) tell(ctx context.Context, g gap) error {
+	service, _, _ := strings.Cut(a.Durable, "-")
+	a.Log.ErrorContext(ctx, "events may have gone by unheard: this consumer was away for longer than the stream keeps them; all services are asked to publish them again",
+		"consumer", a.Durable, "published_from", g.from, "published_until", g.until)
+	now := a.Now()
+	return a.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		err := Emit(ctx, tx, &eventv1.Event{
+			Type: service + ".events.missed", Subject: "consumers/" + a.Durable, Result: eventv1.Result_RESULT_FAILED,
+			Reason: "the consumer was away for longer than the stream keeps events; they are published again as far as outboxes hold them",
+			Facts:  map[string]string{"published_from": g.from.UTC().Format(time.RFC3339), "published_until": g.until.UTC().Format(time.RFC3339)},
+		})
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, `UPDATE event_mark SET at = $1 WHERE name = $2`, db.FromTime(now), a.name())
+		return err
+	})
+}
+
+// Heard says that everything up to a message of that time was handled.
+func (a *Attendance) Heard(t time.Time) { a.heard.Store(t.UnixMicro()) }
+
+// Run writes down now and then until when everything was heard, until ctx ends.
+func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error {
+	for {
+		if err := a.note(ctx, consumer); err != nil && ctx.Err() == nil {
+			a.Log.WarnContext(ctx, "noting until when events were heard", "consumer", a.Durable, "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(attendEach):
+		}
+	}
+}
+
+func (a *Attendance) note(ctx context.Context, consumer jetstream.Consumer) error {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	info, err := consumer.Info(ctx)
+	if err != nil {
+		return err
+	}
+	last := time.UnixMicro(a.heard.Load())
+	if info.NumPending == 0 && info.NumAckPending == 0 {
+		last = a.Now()
+	}
+	if last.UnixMicro() == 0 {
+		return nil
+	}
+	return setMark(ctx, a.DB, a.name(), last)
+}
