@@ -174,6 +174,9 @@ func (a *Authority) Mint(id spiffeid.ID, pub crypto.PublicKey, ttl time.Duration
 	return []*x509.Certificate{cert}, nil
 }
 
+// Granted is when an SVID of an Authority was signed, to the second.
+func Granted(svid *x509.Certificate) time.Time { return svid.NotBefore.Add(backdate) }
+
 // checkSVIDKey takes ECDSA P-256 and P-384 only: all that Sallyport makes for
 // SVIDs, and all that TLS 1.3 peers here need.
 func checkSVIDKey(pub crypto.PublicKey) error {

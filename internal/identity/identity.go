@@ -8,6 +8,7 @@ package identity
 
 import (
 	"context"
+	"crypto/x509"
 	"fmt"
 	"regexp"
 	"strings"
@@ -43,6 +44,8 @@ type Caller struct {
 	Role Role
 	Name string
 	Key  string
+	// SVID is the certificate it has shown on its connection, verified then; nil where there is none.
+	SVID *x509.Certificate
 }
 
 // Anonymous is the caller without a certificate.

@@ -188,6 +188,7 @@ func (c *serverCreds) judge(certs []*x509.Certificate, src identity.Source) (ide
 			Message: "client certificate: no known kind of caller", Cause: err}
 	}
 	caller.Key = string(pki.FingerprintOf(certs[0].RawSubjectPublicKeyInfo))
+	caller.SVID = certs[0]
 	return caller, nil
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/services/deployer/internal/fleet"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/tracing"
@@ -23,6 +24,46 @@ type Config struct {
 	Renewal RenewalConfig `yaml:"renewal"`
 	// Tracing says where the service's spans go.
 	Tracing tracing.Config `yaml:"tracing"`
+	// Restored says that the database was restored from a backup; serve knows by itself. The deployer then takes the identities
+	// that agents got between the two times, which it does not remember, sends all agents everything anew, and revokes join
+	// tokens that were not used. Default: it was not. It may stay until the database is restored again.
+	Restored RestoredConfig `yaml:"restored"`
+}
+
+// RestoredConfig says that the database was restored from a backup.
+type RestoredConfig struct {
+	// Backup is when the backup was begun, or the moment up to which the database was recovered, such as 2026-11-22T03:00:00Z.
+	Backup string `yaml:"backup"`
+	// At is when it was restored, before the deployer was started on it.
+	At string `yaml:"at"`
+}
+
+func (c RestoredConfig) validate() error {
+	if c == (RestoredConfig{}) {
+		return nil
+	}
+	backup, err := time.Parse(time.RFC3339, c.Backup)
+	if err != nil {
+		return fault.Invalid("restored.backup", "%q: want a time such as 2026-11-22T03:00:00Z", c.Backup)
+	}
+	at, err := time.Parse(time.RFC3339, c.At)
+	if err != nil {
+		return fault.Invalid("restored.at", "%q: want a time such as 2026-11-22T09:30:00Z", c.At)
+	}
+	if at.Before(backup) {
+		return fault.Invalid("restored.at", "is before restored.backup")
+	}
+	return nil
+}
+
+// lost is the time that the database does not remember. It was validated.
+func (c RestoredConfig) lost() fleet.Lost {
+	if c == (RestoredConfig{}) {
+		return fleet.Lost{}
+	}
+	from, _ := time.Parse(time.RFC3339, c.Backup)
+	until, _ := time.Parse(time.RFC3339, c.At)
+	return fleet.Lost{From: from, Until: until}
 }
 
 // AgentsConfig is about the fleet of agents.
@@ -77,6 +118,9 @@ const (
 // Validate reports the first field that is wrong, defaults being filled in.
 func (c Config) Validate() error {
 	if err := c.Database.Validate(); err != nil {
+		return err
+	}
+	if err := c.Restored.validate(); err != nil {
 		return err
 	}
 	c.fill()

@@ -58,17 +58,18 @@ type Deps struct {
 
 // Service is one replica of the deployer.
 type Service struct {
-	cfg      Config
-	deps     Deps
-	self     identity.Caller
-	store    *store.Store
-	api      *api.API
-	loops    *loop.Loops
-	standing *fleet.Standing
-	lookups  *rate.Limiter // of agents that memory does not know
-	relay    *event.Relay
-	consumer *event.Consumer
-	traces   *tracing.Exporter
+	cfg       Config
+	deps      Deps
+	self      identity.Caller
+	store     *store.Store
+	api       *api.API
+	loops     *loop.Loops
+	standing  *fleet.Standing
+	lookups   *rate.Limiter // of agents that memory does not know
+	adoptions *rate.Limiter // after a restore
+	relay     *event.Relay
+	consumer  *event.Consumer
+	traces    *tracing.Exporter
 }
 
 // Methods says who may call what.
@@ -97,7 +98,7 @@ func New(ctx context.Context, cfg Config, deps Deps) (*Service, error) {
 	if td := deps.AgentCA.TrustDomain(); !svid.ID.MemberOf(td) {
 		return nil, fmt.Errorf("the authority for agents is of trust domain %q, the service's own SVID is %s: give the authority of the same trust domain", td.Name(), svid.ID)
 	}
-	s := &Service{cfg: cfg, deps: deps, self: self, standing: fleet.NewStanding(time.Now), lookups: rate.NewLimiter(100, 200)}
+	s := &Service{cfg: cfg, deps: deps, self: self, standing: fleet.NewStanding(time.Now), lookups: rate.NewLimiter(100, 200), adoptions: rate.NewLimiter(500, 1000)}
 	if err := s.build(ctx); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
@@ -116,7 +117,8 @@ func (s *Service) build(ctx context.Context) error {
 	if s.traces, err = tracing.Open(ctx, s.cfg.Tracing, Name, s.deps.Log); err != nil {
 		return err
 	}
-	s.store, err = store.Open(ctx, store.Config{
+	s.store, err = store.Open(identity.WithCaller(ctx, s.self), store.Config{
+		Lost:     s.cfg.Restored.lost(),
 		Database: s.cfg.Database, Pause: s.cfg.pause, Away: s.cfg.Agents.AwayAfter.Std(), Claim: claim, Now: s.deps.Now, Log: s.deps.Log,
 		OnChange: func(c store.Change) { spread(c, hub, hints, s.standing) },
 	})
@@ -225,11 +227,17 @@ func (s *Service) Traces() trace.Recorder { return s.traces.Recorder() }
 // for an agent or key that another replica may just have let in.
 func (s *Service) Deny(c identity.Caller) error {
 	err := s.standing.Check(c)
-	if err == nil || fault.Of(err).Reason == fleet.ReasonAgentLocked || !s.lookups.Allow() {
+	if err == nil || fault.Of(err).Reason == fleet.ReasonAgentLocked {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(identity.WithCaller(context.Background(), s.self), 2*time.Second)
 	defer cancel()
+	if s.adopt(ctx, c, err) {
+		return s.standing.Check(c)
+	}
+	if !s.lookups.Allow() {
+		return err
+	}
 	agents, lookup := s.store.AgentsOf(ctx, []string{c.Name})
 	if lookup != nil {
 		s.deps.Log.WarnContext(ctx, "looking for an agent", "host", c.Name, "error", lookup)
@@ -237,6 +245,20 @@ func (s *Service) Deny(c identity.Caller) error {
 	}
 	s.standing.Update(agents)
 	return s.standing.Check(c)
+}
+
+// adopt takes the key of an agent that got its identity in a time which the store has lost (decision 7). Who has no such SVID
+// costs nothing.
+func (s *Service) adopt(ctx context.Context, c identity.Caller, refused error) bool {
+	if fault.Of(refused).Reason != fleet.ReasonKeyUnknown || !s.store.Lost().Covers(c.SVID) || !s.adoptions.Allow() {
+		return false
+	}
+	if err := s.store.Adopt(ctx, c.Name, c.SVID); err != nil {
+		s.deps.Log.WarnContext(ctx, "an identity from the time that was lost by the restore is not taken", "host", c.Name, "error", err)
+		return false
+	}
+	s.deps.Log.InfoContext(ctx, "took an identity from the time that was lost by the restore", "host", c.Name, "serial", c.SVID.SerialNumber.Text(16))
+	return true
 }
 
 // OnDenied records a denied call.

@@ -32,6 +32,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
+	"github.com/sallyport-pki/sallyport/services/deployer"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/datadir"
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
@@ -172,6 +173,13 @@ func (s *site) openDir(context.Context) error {
 	s.dir = d
 	s.onClose(d.Close)
 	s.cfg.databases()
+	restored, err := d.Restored()
+	if err != nil {
+		return err
+	}
+	if restored != nil {
+		s.cfg.Deployer.Restored = deployer.RestoredConfig{Backup: restored.Backup.Format(time.RFC3339Nano), At: restored.At.Format(time.RFC3339Nano)}
+	}
 	return nil
 }
 

@@ -70,7 +70,11 @@ func (s *Standing) Check(c identity.Caller) error {
 	case c.Key != "" && c.Key == a.retired && s.now().Before(a.retires):
 		return nil
 	}
-	return fault.New(fault.Denied, ReasonKeyUnknown, "this key is no longer the agent's: another one has taken its place")
+	return keyUnknown()
+}
+
+func keyUnknown() error {
+	return fault.New(fault.Denied, ReasonKeyUnknown, "this key is not the agent's, or no longer: another one has taken its place")
 }
 
 // Pending says whether the caller uses a key whose first use this is.

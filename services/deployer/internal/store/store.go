@@ -45,7 +45,7 @@ type Change struct {
 	Intents     bool          // there is something to tell the issuer
 }
 
-// Config is what a Store needs; all of it is required.
+// Config is what a Store needs; all of it but Lost is required.
 type Config struct {
 	Database db.Config
 	// Pause gives the back-off after so many failures in a row.
@@ -54,6 +54,8 @@ type Config struct {
 	Away time.Duration
 	// Claim is how long who speaks to the issuer about a request has, until another may.
 	Claim time.Duration
+	// Lost is the time that the database has lost by being restored from a backup; zero if it never was.
+	Lost fleet.Lost
 	// OnChange is called after each commit of this process; it must not wait.
 	OnChange func(Change)
 	Now      func() time.Time
@@ -81,7 +83,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{c: c, db: d}
-	if err := errors.Join(s.readEpoch(ctx), s.releaseLeftovers(ctx)); err != nil {
+	if err := errors.Join(s.takeRestoration(ctx), s.readEpoch(ctx), s.releaseLeftovers(ctx)); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return s, nil
