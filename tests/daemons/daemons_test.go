@@ -158,13 +158,18 @@ func (p *plant) enrol() *machine {
 
 func (p *plant) deploy(m *machine) {
 	p.t.Helper()
-	p.apply(
+	p.apply(documents(m.Site)...)
+}
+
+// documents are all that the shop needs.
+func documents(m *lab.Site) []string {
+	return []string{
 		"kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n",
 		"kind: Profile\nname: web\nauthority: corp\nkey_types: [ecdsa-p256]\nusages: [server_auth]\nallowed_domains: [example.com]\nlifetime: 90d\n",
-		"kind: Identity\nname: shop\nowner: web-team@example.com\npurpose: the shop\nnames: {dns: ["+dns+"]}\n",
+		"kind: Identity\nname: shop\nowner: web-team@example.com\npurpose: the shop\nnames: {dns: [" + dns + "]}\n",
 		fmt.Sprintf("kind: Deployment\nname: shop\nidentity: shop\nprofile: web\ntargets:\n  - host: %s\n    connector: nginx\n    settings: {certificate: %q, key: %q, verify: %q}\n",
 			host, m.Certificate, m.Key, m.Address),
-	)
+	}
 }
 
 // shop is the one deployment.

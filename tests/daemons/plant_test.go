@@ -198,10 +198,10 @@ func (p *plant) configure(file, as string, more map[string]string) string {
 	return path
 }
 
-// start starts a daemon by its file and waits until it answers. deployer-2 is a second replica by the same file.
+// start starts a daemon by its file and waits until it answers. deployer-2 is a second replica by the same file, and so on.
 func (p *plant) start(name string) {
 	p.t.Helper()
-	service := strings.TrimSuffix(name, "-2")
+	service, _, _ := strings.Cut(name, "-")
 	changes := map[string]string{
 		map[string]string{"inventory": "0.0.0.0:8444", "issuer": "0.0.0.0:8445", "deployer": "0.0.0.0:8443", "audit": "0.0.0.0:8446"}[service]: p.listen[name],
 	}
