@@ -8,29 +8,50 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 )
 
-// Postgres starts an empty PostgreSQL server that listens on a Unix socket alone, and gives the connection string of its
-// database. It does not sync its files unless settings such as "fsync=on" ask for it.
+// Postgres is PostgresServer for who needs no more than its connection string.
 func (l *Lab) Postgres(ctx context.Context, id string, settings ...string) (string, error) {
-	bin, err := postgresBin()
+	d, err := l.PostgresServer(ctx, id, settings...)
 	if err != nil {
 		return "", err
 	}
+	return d.DSN, nil
+}
+
+// Database is a PostgreSQL server that can be stopped and started again.
+type Database struct {
+	*Process
+	// DSN is the connection string of its database.
+	DSN string
+
+	lab     *Lab
+	command Command
+	dir     string
+}
+
+// PostgresServer starts an empty PostgreSQL server that listens on a Unix socket alone. It does not sync its files unless
+// settings such as "fsync=on" ask for it.
+func (l *Lab) PostgresServer(ctx context.Context, id string, settings ...string) (*Database, error) {
+	bin, err := postgresBin()
+	if err != nil {
+		return nil, err
+	}
 	dir, err := os.MkdirTemp("/tmp", "sppg") // short: a socket's path has at most 107 bytes
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	l.OnClose(func() { os.RemoveAll(dir) })
 	var uid uint32
 	if os.Geteuid() == 0 { // it refuses to run as root
 		if uid, err = userID("postgres"); err != nil {
-			return "", err
+			return nil, err
 		}
 		if !aloneInNamespace() {
 			if err := os.Chown(dir, int(uid), -1); err != nil {
-				return "", err
+				return nil, err
 			}
 		}
 	}
@@ -40,27 +61,45 @@ func (l *Lab) Postgres(ctx context.Context, id string, settings ...string) (stri
 		Args: []string{"-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C"},
 	})
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	if made.Code != 0 {
-		return "", fmt.Errorf("initdb: %s%s", made.Stdout, made.Stderr)
+		return nil, fmt.Errorf("initdb: %s%s", made.Stdout, made.Stderr)
 	}
 	args := []string{"-D", data, "-k", dir}
 	for _, s := range append([]string{"listen_addresses=", "fsync=off", "max_connections=200", "shared_buffers=32MB"}, settings...) {
 		args = append(args, "-c", s)
 	}
-	server, err := l.Start(Command{Name: id, Path: filepath.Join(bin, "postgres"), UID: uid, Dir: dir, Args: args})
-	if err != nil {
-		return "", err
+	d := &Database{
+		DSN: "host=" + dir + " user=postgres sslmode=disable dbname=postgres", lab: l, dir: dir,
+		command: Command{Name: id, Path: filepath.Join(bin, "postgres"), UID: uid, Dir: dir, Args: args},
 	}
-	err = Await(ctx, 30*time.Second, "PostgreSQL", func() error {
-		r, err := l.Run(ctx, Command{Path: filepath.Join(bin, "pg_isready"), Args: []string{"-q", "-h", dir}})
+	return d, d.Start(ctx)
+}
+
+// Start starts the server, after Stop too, and waits until it takes connections.
+func (d *Database) Start(ctx context.Context) error {
+	server, err := d.lab.Start(d.command)
+	if err != nil {
+		return err
+	}
+	d.Process = server
+	ready := Command{Path: filepath.Join(filepath.Dir(d.command.Path), "pg_isready"), Args: []string{"-q", "-h", d.dir}}
+	return Await(ctx, 30*time.Second, "PostgreSQL", func() error {
+		r, err := d.lab.Run(ctx, ready)
 		if err == nil && r.Code != 0 {
 			err = errors.New("it does not take connections yet")
 		}
 		return err
 	}, server)
-	return "host=" + dir + " user=postgres sslmode=disable dbname=postgres", err
+}
+
+// Stop breaks off its clients and stops it.
+func (d *Database) Stop() error {
+	if err := d.Signal(syscall.SIGINT); err != nil {
+		return err
+	}
+	return d.Process.Stop()
 }
 
 // postgresBin finds the newest server's programs, which Debian does not put into PATH.
