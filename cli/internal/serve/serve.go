@@ -28,6 +28,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/heap"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -70,6 +71,7 @@ func Run(ctx context.Context, cfg Config, env Environment) error {
 	if err != nil {
 		return exit.With(exit.Usage, err)
 	}
+	heap.Relax()
 	s := &site{cfg: &cfg, env: env, log: log}
 	err = s.start(ctx)
 	if err == nil {

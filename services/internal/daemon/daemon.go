@@ -28,6 +28,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/heap"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -135,6 +136,7 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 	if err != nil {
 		return err
 	}
+	heap.Relax()
 	var opened closers
 	defer opened.close()
 
