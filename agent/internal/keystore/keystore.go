@@ -151,6 +151,22 @@ func (s *Store) Forget(assignment string, generation int64) error {
 	return err
 }
 
+// Keep erases the keys of all assignments but these, and says how many that were.
+func (s *Store) Keep(assignments map[string]bool) (erased int, err error) {
+	kept := map[string]bool{}
+	for a := range assignments {
+		kept[disk.Key(a)] = true
+	}
+	names, err := s.folder.Names()
+	for _, n := range names {
+		if key, _, _ := strings.Cut(n, "-"); !kept[key] {
+			err = errors.Join(err, s.folder.Remove(n))
+			erased++
+		}
+	}
+	return erased, err
+}
+
 // Count says how many keys wait.
 func (s *Store) Count() (int, error) {
 	names, err := s.folder.Names()

@@ -141,3 +141,22 @@ func TestDamagedKeyIsLost(t *testing.T) {
 		}
 	}
 }
+
+// An agent that was killed, or stopped, when an assignment went must not keep its keys for ever.
+func TestKeep(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "keys"))
+	for _, id := range []ID{{"kept", 1, 1}, {"kept", 2, 1}, {"gone", 1, 1}, {"gone", 7, 3}} {
+		if _, err := s.Make(t.Context(), id, pki.ECDSAP256, names(t, "x.test")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if erased, err := s.Keep(map[string]bool{"kept": true, "other": true}); err != nil || erased != 2 {
+		t.Errorf("erased %d: %v", erased, err)
+	}
+	if left, err := s.Count(); err != nil || left != 2 {
+		t.Errorf("%d left: %v", left, err)
+	}
+	if _, err := s.Get(t.Context(), ID{"kept", 2, 1}); err != nil {
+		t.Error(err)
+	}
+}

@@ -71,9 +71,10 @@ type Config struct {
 // Reconciler does the work. Run is its one goroutine.
 type Reconciler struct {
 	Config
-	wake chan struct{}
-	csrs map[string]*handIn // by assignment
-	said map[string]string  // the last trouble logged, by assignment
+	wake  chan struct{}
+	csrs  map[string]*handIn // by assignment
+	said  map[string]string  // the last trouble logged, by assignment
+	swept bool               // keys of assignments that are no more are erased
 }
 
 // handIn is how far the CSR of an assignment has come.
@@ -155,7 +156,25 @@ func (r *Reconciler) pass(ctx context.Context, watch bool) (next time.Time) {
 			r.forget(ctx, id)
 		}
 	}
+	r.sweep(ctx, desired)
 	return next
+}
+
+// sweep erases, once after a start, the keys of assignments that were forgotten when the agent was stopped, or that were withdrawn
+// while it was. It waits until the server has said at least once what is assigned.
+func (r *Reconciler) sweep(ctx context.Context, desired map[string]bool) {
+	if session, _ := r.Desired.Resume(); r.swept || session == "" {
+		return
+	}
+	erased, err := r.Keys.Keep(desired)
+	if err != nil {
+		r.Log.ErrorContext(ctx, "keys cannot be erased", "error", err)
+		return
+	}
+	r.swept = true
+	if erased > 0 {
+		r.Log.InfoContext(ctx, "erased keys of assignments that are no more", "keys", erased)
+	}
 }
 
 // forget stops caring about a withdrawn assignment. What is installed stays.
