@@ -37,18 +37,22 @@ func TestNormalise(t *testing.T) {
 	}
 	long := strings.Repeat("a", 1025)
 	for field, change := range map[string]func(*Deployment){
-		"deployment.name":                        func(d *Deployment) { d.Name = "Shop" },
-		"deployment.identity":                    func(d *Deployment) { d.Identity = "" },
-		"deployment.profile":                     func(d *Deployment) { d.Profile = "-web" },
-		"deployment.key_type":                    func(d *Deployment) { d.KeyType = "ed25519" },
-		"deployment.rollout.max_parallel":        func(d *Deployment) { d.Rules.MaxParallel = -1 },
-		"deployment.rollout.max_failures":        func(d *Deployment) { d.Rules.MaxFailures = 1001 },
-		"deployment.renewal.before_expiry":       func(d *Deployment) { d.Renewal.Before = -1 },
-		"deployment.targets":                     func(d *Deployment) { d.Targets = nil },
-		"deployment.targets[0].connector":        func(d *Deployment) { d.Targets[0].Connector = "iis" },
-		"deployment.targets[0].host":             func(d *Deployment) { d.Targets[0].Host = "web_1" },
-		"deployment.targets[0].name":             func(d *Deployment) { d.Targets[0].Name = "a b" },
-		"deployment.targets[1].name":             func(d *Deployment) { d.Targets = append(d.Targets, d.Targets[0]) },
+		"deployment.name":                  func(d *Deployment) { d.Name = "Shop" },
+		"deployment.identity":              func(d *Deployment) { d.Identity = "" },
+		"deployment.profile":               func(d *Deployment) { d.Profile = "-web" },
+		"deployment.key_type":              func(d *Deployment) { d.KeyType = "ed25519" },
+		"deployment.rollout.max_parallel":  func(d *Deployment) { d.Rules.MaxParallel = -1 },
+		"deployment.rollout.max_failures":  func(d *Deployment) { d.Rules.MaxFailures = 1001 },
+		"deployment.renewal.before_expiry": func(d *Deployment) { d.Renewal.Before = -1 },
+		"deployment.targets":               func(d *Deployment) { d.Targets = nil },
+		"deployment.targets[0].connector":  func(d *Deployment) { d.Targets[0].Connector = "iis" },
+		"deployment.targets[0].host":       func(d *Deployment) { d.Targets[0].Host = "web_1" },
+		"deployment.targets[0].name":       func(d *Deployment) { d.Targets[0].Name = "a b" },
+		"deployment.targets[1].name":       func(d *Deployment) { d.Targets = append(d.Targets, d.Targets[0]) },
+		"deployment.targets[1].settings": func(d *Deployment) {
+			d.Targets[0].Settings["certificate"] = "/etc/tls/a.pem"
+			d.Targets = append(d.Targets, Target{Name: "other", Host: "web-1", Connector: "haproxy", Settings: map[string]string{"combined": "/etc/tls/./a.pem"}})
+		},
 		"deployment.targets[0].settings.cert":    func(d *Deployment) { d.Targets[0].Settings["cert"] = long },
 		"deployment.targets[0].settings.control": func(d *Deployment) { d.Targets[0].Settings["control"] = "a\nb" },
 		"deployment.targets[0].settings": func(d *Deployment) {

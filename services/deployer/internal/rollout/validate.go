@@ -2,6 +2,7 @@ package rollout
 
 import (
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"time"
@@ -63,7 +64,7 @@ func (d *Deployment) Normalise() error {
 	case len(d.Targets) > MaxTargets:
 		return fault.Invalid("deployment.targets", "%d targets, at most %d are allowed", len(d.Targets), MaxTargets)
 	}
-	seen, size := make(map[string]int, len(d.Targets)), 0
+	seen, files, size := make(map[string]int, len(d.Targets)), map[string]int{}, 0
 	for i := range d.Targets {
 		t := &d.Targets[i]
 		if t.Name == "" {
@@ -77,6 +78,12 @@ func (d *Deployment) Normalise() error {
 			return fault.Invalid(field+".name", "%q is on host %q already (targets[%d]): give each target on a host its own name", t.Name, t.Host, first)
 		}
 		seen[t.Key()] = i
+		for _, file := range t.Files() {
+			if first, dup := files[t.Host+":"+file]; dup && first != i {
+				return fault.Invalid(field+".settings", "targets[%d] writes %s on host %q already: give each target files of its own", first, file, t.Host)
+			}
+			files[t.Host+":"+file] = i
+		}
 		for name, value := range t.Settings {
 			size += len(name) + len(value)
 		}
@@ -108,6 +115,17 @@ func (d *Deployment) normaliseRules() error {
 
 // Key is unique within a deployment.
 func (t Target) Key() string { return t.Host + "/" + t.Name }
+
+// Files are those that the settings name: what two targets on one host must not share, or each would undo the other's work.
+func (t Target) Files() []string {
+	var files []string
+	for _, value := range t.Settings {
+		if path.IsAbs(value) {
+			files = append(files, path.Clean(value))
+		}
+	}
+	return files
+}
 
 func (t Target) check(field string) error {
 	if !slices.Contains(Connectors, t.Connector) {

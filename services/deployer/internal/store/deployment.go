@@ -159,6 +159,9 @@ func (s *Store) Apply(ctx context.Context, d rollout.Deployment, dry bool) (Appl
 		if err := t.roomOnHosts(ctx, next); err != nil {
 			return err
 		}
+		if err := t.filesOfItsOwn(ctx, next); err != nil {
+			return err
+		}
 		if dry {
 			next.ETag = was.ETag
 			out.View.Deployment = next
@@ -372,6 +375,34 @@ func (t *txn) roomOnHosts(ctx context.Context, d rollout.Deployment) error {
 		if n := size + l.size; n > rollout.MaxSizePerHost {
 			return fault.Invalid(field, "what host %q is told would have %d bytes over all deployments, at most %d are allowed: use fewer or shorter settings and names",
 				host, n, rollout.MaxSizePerHost)
+		}
+	}
+	return nil
+}
+
+// filesOfItsOwn refuses a target that would write what another deployment's target writes.
+func (t *txn) filesOfItsOwn(ctx context.Context, d rollout.Deployment) error {
+	mine := map[string]map[string]int{} // by host and file, the target
+	for i, target := range d.Targets {
+		for _, file := range target.Files() {
+			if mine[target.Host] == nil {
+				mine[target.Host] = map[string]int{}
+			}
+			mine[target.Host][file] = i
+		}
+	}
+	for _, host := range slices.Sorted(maps.Keys(mine)) {
+		others, err := t.assignments(ctx, `host = $1 AND deployment <> $2 AND state <> 'withdrawn' ORDER BY id`, host, d.Name)
+		if err != nil {
+			return err
+		}
+		for _, other := range others {
+			for _, file := range other.Spec.Target.Files() {
+				if i, taken := mine[host][file]; taken {
+					return fault.Invalid(fmt.Sprintf("deployment.targets[%d].settings", i), "deployment %q writes %s on host %q already: give each target files of its own, or take it out there first",
+						other.Deployment, file, host)
+				}
+			}
 		}
 	}
 	return nil

@@ -492,6 +492,31 @@ func byHost(a Applied, host string) rollout.Assignment {
 	return rollout.Assignment{}
 }
 
+// Two targets that write one file would undo each other's work for ever.
+func TestFilesOfItsOwn(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		apply := func(name, host, file string) error {
+			d := f.deployment(host)
+			d.Name = name
+			d.Targets = []rollout.Target{{Name: "site", Host: host, Connector: "files", Settings: map[string]string{"certificate": file, "key": "/etc/tls/" + name + ".key"}}}
+			_, err := f.Apply(t.Context(), d, false)
+			return err
+		}
+		f.must(apply("a", "web-1", "/etc/tls/site.pem"))
+		f.must(apply("a", "web-1", "/etc/tls/site.pem"))
+		f.must(apply("b", "web-2", "/etc/tls/site.pem"))
+		for _, same := range []string{"/etc/tls/site.pem", "/etc/tls/../tls//site.pem"} {
+			got := fault.Of(apply("c", "web-1", same))
+			if got == nil || got.Kind != fault.InvalidArgument || got.Field != "deployment.targets[0].settings" || !strings.Contains(got.Message, `deployment "a"`) {
+				t.Fatalf("%s: %v", same, got)
+			}
+		}
+		f.must(apply("c", "web-1", "/etc/tls/other.pem"))
+		f.must(f.DeleteDeployment(t.Context(), "a", "over"))
+		f.must(apply("c", "web-1", "/etc/tls/site.pem"))
+	})
+}
+
 func TestTooManyOnOneHost(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		d := f.deployment("web-1")
