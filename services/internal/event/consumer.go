@@ -25,8 +25,8 @@ import (
 )
 
 const (
-	ackWait    = 30 * time.Second // after which JetStream takes a silent consumer for dead
-	stillBusy  = 10 * time.Second // how often a slow one says that it is not
+	ackWait    = 10 * time.Second // after which JetStream takes a silent consumer for dead
+	stillBusy  = 3 * time.Second  // how often a slow one says that it is not
 	prefetch   = 16               // messages
 	firstRetry = time.Second      // of an event whose handler failed, doubling
 	lastRetry  = time.Minute
