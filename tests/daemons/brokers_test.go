@@ -22,7 +22,7 @@ import (
 )
 
 var (
-	away  = flag.Duration("away", 32*time.Second, "how long the broker is away; more than any pause in the code, of which consumers' 30s is the longest")
+	away  = flag.Duration("away", 32*time.Second, "how long the broker is away; more than any pause in the code, of which the 30s of a pull request is the longest")
 	kills = flag.Int("kills", 2, "how often the leader of a cluster is killed")
 )
 

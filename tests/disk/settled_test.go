@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"testing"
 
@@ -61,6 +62,7 @@ func (s *site) settles(ctx context.Context, t *testing.T, w *witness) {
 			t.Errorf("the wish %s has several certificates: %v", wish, requests)
 		}
 	}
+	s.doctor(t)
 	if left, err := os.ReadDir(s.host.State + "/spool"); err != nil || len(left) > 0 {
 		t.Errorf("reports wait at the agent: %v, %v", left, err)
 	}
@@ -68,3 +70,13 @@ func (s *site) settles(ctx context.Context, t *testing.T, w *witness) {
 
 // attempt is the end of a request's id.
 var attempt = regexp.MustCompile(`-[0-9]+$`)
+
+// doctor has the whole examined: every event of every store is in the log once, nothing is stuck, what services believe of each
+// other is so.
+func (s *site) doctor(t *testing.T) {
+	t.Helper()
+	out, err := s.plane.Do(t.Context(), "doctor", "--grace", "45s", "--keep", filepath.Join(s.Logs, "kept"))
+	if err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
