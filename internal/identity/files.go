@@ -36,6 +36,8 @@ const (
 	// filesTries is how often a first read is tried: it may meet a writer at work.
 	filesTries = 3
 	filesPause = 50 * time.Millisecond
+	// sayLate is how often it is said that an identity ends soon and nobody renews it.
+	sayLate = 6 * time.Hour
 )
 
 // WriteFiles puts an identity into dir, which is made (0700) if missing. The
@@ -144,7 +146,9 @@ func (f *files) watch(ctx context.Context, every time.Duration) {
 	t := time.NewTicker(every)
 	defer t.Stop()
 	var last string
+	var said time.Time
 	for {
+		said = f.late(ctx, time.Now(), said)
 		select {
 		case <-ctx.Done():
 			return
@@ -161,6 +165,23 @@ func (f *files) watch(ctx context.Context, every time.Duration) {
 			f.log.InfoContext(ctx, "identity reloaded", "spiffe_id", p.svid.ID.String(), "not_after", p.svid.Certificates[0].NotAfter)
 		}
 	}
+}
+
+// late says, from time to time, that the identity ends soon: whoever renews it should have done so at half of its life.
+func (f *files) late(ctx context.Context, now, said time.Time) time.Time {
+	svid := f.cur.Load().svid
+	cert := svid.Certificates[0]
+	life, left := cert.NotAfter.Sub(cert.NotBefore), cert.NotAfter.Sub(now)
+	if left > life/3 || now.Sub(said) < sayLate {
+		return said
+	}
+	level := slog.LevelWarn
+	if left < life/10 {
+		level = slog.LevelError
+	}
+	f.log.Log(ctx, level, "the own identity ends soon and nobody has renewed it: run \"sallyport trust renew\", and see to it that it is run daily",
+		"dir", f.dir, "spiffe_id", svid.ID.String(), "not_after", cert.NotAfter, "left", left.Round(time.Second))
+	return now
 }
 
 // read loads the directory; old is given back when nothing changed.

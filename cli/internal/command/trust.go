@@ -26,7 +26,7 @@ func (a *app) trustCommand() *cobra.Command {
 "sallyport serve" makes its own. For daemons that run separately, and for more
 operators, this makes files: svid.pem, svid-key.pem and bundle.pem in a directory
 that the daemon's identity.dir or an operator's context names.`,
-		a.trustInitCommand(), a.trustIssueCommand())
+		a.trustInitCommand(), a.trustIssueCommand(), a.trustRenewCommand())
 }
 
 func (a *app) trustInitCommand() *cobra.Command {
@@ -101,6 +101,63 @@ Issuing again into the same directory renews; a running daemon takes the new fil
 	cmd.Flags().Var(&ttl, "ttl", "how long it is valid")
 	cmd.Flags().StringArrayVar(&dns, "dns", nil, "DNS name to add to a service's, for peers that look at it, such as the brokers of a cluster; may be repeated")
 	return cmd
+}
+
+func (a *app) trustRenewCommand() *cobra.Command {
+	var (
+		dir, data, kek string
+		ttl            span
+	)
+	ttl.Duration = config.Duration(30 * 24 * time.Hour)
+	cmd := &cobra.Command{
+		Use:   "renew (--data DIR | --dir DIR) IDENTITY-DIR...",
+		Short: "Renew identities whose life is half over",
+		Long: `Renew identities that "sallyport trust issue" made: each IDENTITY-DIR holds one, or
+directories that do. One whose life is half over gets a new key and certificate of
+the same name and for the same owner; the others stay as they are. Run it daily
+(deploy/systemd/sallyport-identities.timer does): running daemons take the new files
+up by themselves; tell a NATS server to reload.`,
+		Args: usage(cobra.MinimumNArgs(1)),
+		RunE: func(_ *cobra.Command, args []string) error {
+			if (dir == "") == (data == "") {
+				return exit.Errorf(exit.Usage, "give one of --data and --dir")
+			}
+			if ttl.Duration == 0 {
+				return exit.Errorf(exit.Usage, "--ttl must not be 0")
+			}
+			ca, err := a.openRoot(dir, data, kek)
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, arg := range args {
+				found, err := trust.Identities(arg)
+				errs = append(errs, err)
+				for _, one := range found {
+					errs = append(errs, a.renewIdentity(one, ca, ttl.Std()))
+				}
+			}
+			return errors.Join(errs...)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "directory of \"trust init\"")
+	cmd.Flags().StringVar(&data, "data", "", "data directory of \"sallyport serve\"")
+	cmd.Flags().StringVar(&kek, "kek", "", "key-encryption key, when it does not lie in the data directory")
+	cmd.Flags().Var(&ttl, "ttl", "how long the new ones are valid")
+	return cmd
+}
+
+func (a *app) renewIdentity(dir string, ca *identity.Authority, ttl time.Duration) error {
+	cert, id, renewed, err := trust.Renew(dir, ca, ttl, a.now())
+	if err != nil {
+		return err
+	}
+	what := "Kept"
+	if renewed {
+		what = "Renewed"
+	}
+	_, err = fmt.Fprintf(a.env.Out, "%s %s in %s, valid until %s.\n", what, id, dir, cert.NotAfter.UTC().Format(time.RFC3339))
+	return err
 }
 
 func (a *app) openRoot(dir, data, kek string) (*identity.Authority, error) {
