@@ -247,7 +247,7 @@ func (s *Service) Deny(c identity.Caller) error {
 	return s.standing.Check(c)
 }
 
-// adopt takes the key of an agent that got its identity in a time which the store has lost (decision 7). Who has no such SVID
+// adopt takes the key of an agent that got its identity in a time which the store has lost (decision 8). Who has no such SVID
 // costs nothing.
 func (s *Service) adopt(ctx context.Context, c identity.Caller, refused error) bool {
 	if fault.Of(refused).Reason != fleet.ReasonKeyUnknown || !s.store.Lost().Covers(c.SVID) || !s.adoptions.Allow() {

@@ -74,13 +74,19 @@ type world struct {
 // newWorld starts a control plane with authority and profile "corp". When the test is over, the whole is checked.
 func newWorld(t *testing.T, config string) *world {
 	t.Helper()
+	return newWorldWith(t, tuning+config)
+}
+
+// newWorldWith takes the whole configuration.
+func newWorldWith(t *testing.T, config string) *world {
+	t.Helper()
 	dir, err := os.MkdirTemp(ground, "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	w := &world{Lab: lab.New(dir, bin(t))}
 	t.Cleanup(func() { w.end(t) })
-	w.plane = ok(w.Serve(t.Context(), "control", lab.ServeOptions{Config: tuning + config}))(t)
+	w.plane = ok(w.Serve(t.Context(), "control", lab.ServeOptions{Config: config}))(t)
 	w.deployer = deployerv1.NewDeployerServiceClient(ok(w.plane.Dial("deployer"))(t))
 	w.inventory = inventoryv1.NewInventoryServiceClient(ok(w.plane.Dial("inventory"))(t))
 	w.issuer = issuerv1.NewIssuerServiceClient(ok(w.plane.Dial("issuer"))(t))

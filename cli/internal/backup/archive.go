@@ -103,17 +103,20 @@ func unseal(from io.Reader, identities []age.Identity) (io.Reader, error) {
 type whole struct {
 	packed *gzip.Reader
 	in     *bufio.Reader
+	end    error // once it is reached
 }
 
 func (w *whole) Read(p []byte) (int, error) {
+	if w.end != nil {
+		return 0, w.end
+	}
 	n, err := w.packed.Read(p)
 	if errors.Is(err, io.EOF) {
-		if _, more := w.in.ReadByte(); more == nil {
-			return n, errors.New("something follows its end")
-		} else if !errors.Is(more, io.EOF) {
-			return n, more
+		if _, err = w.in.ReadByte(); err == nil {
+			err = errors.New("something follows its end")
 		}
 	}
+	w.end = err // a reader that has all it wants does not look at an error that comes with it
 	return n, err
 }
 

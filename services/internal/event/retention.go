@@ -8,7 +8,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 )
 
-// How long what lies in the boxes is kept (decision 6). An event can come again as long as an outbox holds it, since it may be
+// How long what lies in the boxes is kept (decision 7). An event can come again as long as an outbox holds it, since it may be
 // published again, and after that for as long as the stream holds it; so an inbox must remember it for longer than both
 // together.
 const (
