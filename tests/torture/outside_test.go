@@ -1,0 +1,131 @@
+package torture
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+
+	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
+	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
+	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
+	"github.com/sallyport-pki/sallyport/internal/pki"
+	"github.com/sallyport-pki/sallyport/tests/lab"
+)
+
+// outside compares what the services believe with what anybody can see.
+func (w *world) outside() {
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute)
+	defer cancel()
+	requests := w.requests(ctx)
+	for _, h := range w.hosts {
+		w.served(ctx, h, requests)
+	}
+	w.orders(requests)
+	key := strings.TrimSpace(ok(w.plane.Do(ctx, "audit", "key"))(w.t))
+	ok(w.plane.Do(ctx, "audit", "verify", "--key", key, filepath.Join(w.plane.Data, "audit")))(w.t)
+	if w.t.Failed() {
+		w.t.FailNow()
+	}
+}
+
+func empty(pattern string) error {
+	left, err := filepath.Glob(pattern)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("left behind: %v", left)
+	}
+	return err
+}
+
+func (w *world) requests(ctx context.Context) map[string]*issuerv1.Request {
+	all := map[string]*issuerv1.Request{}
+	for q := (&issuerv1.ListRequestsRequest{PageSize: 1000}); ; {
+		page := ok(w.issuer.ListRequests(ctx, q))(w.t)
+		for _, r := range page.GetRequests() {
+			all[r.GetId()] = r
+		}
+		if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
+			return all
+		}
+	}
+}
+
+// served wants one certificate live at the host's site: in a handshake, with its key on disk, as the deployer, the issuer and
+// the inventory believe; and nothing left of what the agent was doing.
+func (w *world) served(ctx context.Context, h *host, requests map[string]*issuerv1.Request) {
+	chain := ok(lab.Served(ctx, h.site.Address, h.Name+".example.com"))(w.t)
+	leaf, f := chain[0], lab.Fingerprint(chain[0])
+	a := ok(w.deployer.ListAssignments(ctx, &deployerv1.ListAssignmentsRequest{Deployment: h.Name, PageSize: 1000}))(w.t)
+	live := 0
+	for _, one := range a.GetAssignments() {
+		if one.GetState() == deployerv1.AssignmentState_ASSIGNMENT_STATE_WITHDRAWN {
+			continue
+		}
+		live++
+		if one.GetFingerprint() != f || one.GetServed() != f {
+			w.t.Errorf("%s serves %s; the deployer has assigned %s and was told of %s", h.Name, f, one.GetFingerprint(), one.GetServed())
+		}
+	}
+	if live != 1 {
+		w.t.Errorf("%s has %d assignments", h.Name, live)
+	}
+	k := ok(w.inventory.GetCertificate(ctx, &inventoryv1.GetCertificateRequest{Fingerprint: f}))(w.t).GetCertificate()
+	if r := requests[k.GetRequestId()]; r.GetFingerprint() != f || !k.GetServed() {
+		w.t.Errorf("%s serves %s; the inventory has it served %t for request %q, the issuer gave that %q", h.Name, f, k.GetServed(), k.GetRequestId(), r.GetFingerprint())
+	}
+	key := ok(pki.ParseKeyPEM(ok(os.ReadFile(h.site.Key))(w.t)))(w.t)
+	onDisk := ok(pki.ParseChainPEM(ok(os.ReadFile(h.site.Certificate))(w.t)))(w.t)
+	if !onDisk[0].Equal(leaf) {
+		w.t.Errorf("%s serves %s, on disk is %s", h.Name, f, lab.Fingerprint(onDisk[0]))
+	}
+	if err := pki.CheckPair([]*x509.Certificate{leaf}, key); err != nil {
+		w.t.Errorf("%s: the key on disk: %v", h.Name, err)
+	}
+	for _, left := range []string{filepath.Join(h.site.TLSDir, ".*"), filepath.Join(h.State, "keys", "*"), filepath.Join(h.State, "journal", "*"), filepath.Join(h.State, "reports", "*")} {
+		if err := lab.Await(ctx, 10*time.Second, "nothing to be left", func() error { return empty(left) }); err != nil {
+			w.t.Errorf("%s: %v", h.Name, err)
+		}
+	}
+}
+
+// orders compares the CA's books with the issuer's.
+func (w *world) orders(requests map[string]*issuerv1.Request) {
+	orders := w.ca.Orders()
+	issued := map[string]int{} // of one wish
+	wish := regexp.MustCompile(`^(.*)-(\d+)$`)
+	atCA := 0
+	for id, r := range requests {
+		if r.GetState() != issuerv1.RequestState_REQUEST_STATE_ISSUED {
+			continue
+		}
+		issued[wish.FindStringSubmatch(id)[1]]++
+		if r.GetAuthority() != "public" {
+			continue
+		}
+		atCA++
+		if !orders[r.GetOrderUrl()] {
+			w.t.Errorf("request %s was issued by order %q, which the CA has not issued for", id, r.GetOrderUrl())
+		}
+		delete(orders, r.GetOrderUrl())
+	}
+	unused := 0
+	for url, done := range orders { // those of requests that were given up, and those whose answer was lost
+		if done {
+			w.t.Errorf("the CA has issued for order %s, which no issued request has", url)
+		}
+		unused++
+	}
+	if n := w.ca.Issued(); n != atCA {
+		w.t.Errorf("the CA has issued %d certificates, the issuer has %d", n, atCA)
+	}
+	for wish, n := range issued {
+		if n > 1 {
+			w.t.Errorf("%d certificates were issued for %s, one generation of one assignment", n, wish)
+		}
+	}
+	w.t.Logf("%d orders at the CA for %d certificates, %d given up", atCA+unused, atCA, unused)
+}
