@@ -36,7 +36,7 @@ func openSQLite(ctx context.Context, d *DB, path string, migrations fs.FS, servi
 		return err
 	}
 	// Temporary data stays in memory: a service may have no folder to write to but its own.
-	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(67108864)", "temp_store(memory)"}, "_dqs": {"0"}}
+	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(67108864)", "wal_autocheckpoint(4000)", "temp_store(memory)"}, "_dqs": {"0"}}
 	if d.writes, err = sql.Open("sqlite", dsn(abs, pragmas)); err != nil {
 		return err
 	}
