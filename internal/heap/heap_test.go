@@ -45,7 +45,6 @@ func TestRelax(t *testing.T) {
 	}
 	becomes(t, "256 MiB live", func(g int64) bool { return g > Spare*3 && g < Spare*6 })
 	runtime.KeepAlive(much)
-	much = nil
 	becomes(t, "little lives again", func(g int64) bool { return g >= Spare*9/10 && g < Spare*2 })
 }
 

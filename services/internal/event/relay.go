@@ -24,8 +24,10 @@ import (
 const (
 	maxBatch    = 512                    // events in one message
 	maxInFlight = 8                      // messages published but not yet acknowledged
-	markAtOnce  = 64                     // events in one statement: SQLite's cost grows with the square of its parameters
+	markAtOnce  = 64                     // events in one statement, whose text is then the same again
 	linger      = 2 * time.Millisecond   // waited after a commit for others to share its message
+	many        = 8                      // events at once: so many will come again
+	lingerMore  = 20 * time.Millisecond  // waited then: each message costs the broker and each consumer a commit
 	lookEvery   = 5 * time.Second        // for what another process committed
 	ackTimeout  = 10 * time.Second       // for one message
 	leaseTTL    = 10 * time.Second       // until another replica takes over
@@ -103,8 +105,20 @@ func (r *Relay) drain(ctx context.Context) {
 				r.c.Log.InfoContext(ctx, "events are published again", "service", r.c.Service, "attempts", failures)
 			}
 			failures = 0
+			sleep(ctx, pauseAfter(n))
 		}
 	}
+}
+
+// pauseAfter is how long to let events gather after so many were published.
+func pauseAfter(n int) time.Duration {
+	switch {
+	case n >= maxBatch: // more may be waiting
+		return 0
+	case n >= many:
+		return lingerMore
+	}
+	return linger
 }
 
 // pass publishes some of what waits and marks what JetStream has stored. It gives the number of events marked.
