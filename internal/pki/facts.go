@@ -82,12 +82,23 @@ var ekuNames = map[string]string{
 	"1.3.6.1.5.5.7.3.9": "OCSPSigning",
 }
 
+// usualEKUs are whole extensions, because nearly all certificates have one of these.
+var usualEKUs = map[string][]string{
+	"\x30\x0a\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01":                                         {"serverAuth"},
+	"\x30\x0a\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02":                                         {"clientAuth"},
+	"\x30\x14\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x01\x06\x08\x2b\x06\x01\x05\x05\x07\x03\x02": {"serverAuth", "clientAuth"},
+}
+
 // ekus reads the extension itself: crypto/x509 gives some purposes a number of
 // its own instead of their OID.
 func ekus(cert *x509.Certificate) []string {
 	var names []string
 	for _, ext := range cert.Extensions {
 		if !ext.Id.Equal(oidExtKeyUsage) {
+			continue
+		}
+		if usual, ok := usualEKUs[string(ext.Value)]; ok {
+			names = append(names, usual...)
 			continue
 		}
 		var oids []asn1.ObjectIdentifier

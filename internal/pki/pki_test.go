@@ -10,11 +10,13 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/hex"
 	"encoding/pem"
 	"math/big"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -326,6 +328,22 @@ func TestFacts(t *testing.T) {
 }
 
 // Certificates that a scan may meet and we would never make.
+func TestUsualPurposes(t *testing.T) {
+	for der, want := range usualEKUs {
+		var oids []asn1.ObjectIdentifier
+		if rest, err := asn1.Unmarshal([]byte(der), &oids); err != nil || len(rest) > 0 {
+			t.Fatalf("%x: %v", der, err)
+		}
+		var got []string
+		for _, oid := range oids {
+			got = append(got, ekuNames[oid.String()])
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%x is %v, not %v", der, got, want)
+		}
+	}
+}
+
 func TestFactsOfStrangers(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.pem")
 	if err != nil || len(files) == 0 {

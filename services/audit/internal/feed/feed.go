@@ -36,6 +36,9 @@ const (
 	maxRecords = 1000
 	maxBytes   = 256 << 10 // well below the broker's limit of 1 MiB
 	ackTimeout = 10 * time.Second
+	// noteEvery is how often it is noted how far records were published while there are more: it is asked for only where the
+	// stream has no message left to tell.
+	noteEvery  = time.Second
 	firstPause = 100 * time.Millisecond
 	longPause  = 10 * time.Second
 )
@@ -96,11 +99,18 @@ func (f *Feed) publish(ctx context.Context) (published bool, err error) {
 		if err != nil {
 			return published, err
 		}
-		for at.next < size {
+		for noted := time.Now(); at.next < size; {
 			if at, err = f.send(ctx, at, size); err != nil {
 				return published, err
 			}
 			published = true
+			if at.next < size && time.Since(noted) < noteEvery {
+				continue
+			}
+			if err := f.c.Store.SetPublished(ctx, at.next); err != nil {
+				return published, err
+			}
+			noted = time.Now()
 		}
 	}
 }
@@ -183,6 +193,5 @@ func (f *Feed) send(ctx context.Context, at place, size uint64) (place, error) {
 		return at, fmt.Errorf("records from position %d were published already", at.next)
 	}
 	crash.At(crash.FeedPublished)
-	next := place{at.next + count, ack.Sequence}
-	return next, f.c.Store.SetPublished(ctx, next.next)
+	return place{at.next + count, ack.Sequence}, nil
 }

@@ -177,8 +177,8 @@ func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
 	}
 	b.messages = append(b.messages, m)
 	if trace.RecorderOf(ctx) == nil {
-		if records, ok := i.make.Batch(publisher, string(m.Data())); ok {
-			b.records = append(b.records, records...)
+		var ok bool
+		if b.records, ok = i.make.Batch(b.records, publisher, string(m.Data())); ok {
 			return nil
 		}
 	}

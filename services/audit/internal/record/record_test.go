@@ -259,7 +259,7 @@ func FuzzBatch(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
-		if _, ok := new(Maker).Batch("issuer", string(data)); !ok {
+		if _, ok := new(Maker).Batch(nil, "issuer", string(data)); !ok {
 			f.Errorf("%s is not read the fast way", name)
 		}
 		f.Add(data)
@@ -287,7 +287,7 @@ func FuzzBatch(f *testing.F) {
 		batch(more, string(one))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		fast, ok := new(Maker).Batch("issuer", string(data))
+		fast, ok := new(Maker).Batch(nil, "issuer", string(data))
 		if !ok {
 			return
 		}

@@ -2,6 +2,7 @@ package record
 
 import (
 	"math"
+	"slices"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -29,19 +30,23 @@ const (
 	lastPayload    = 29
 )
 
-// Batch gives what Of gives for each of the events in an encoded EventBatch, in a fraction of the time: it makes no Event, and the
-// texts are parts of data. It does so for what services send; false means that there is something in it that they do not send, and
-// the whole batch has to be read the general way.
-func (m *Maker) Batch(publisher, data string) ([]Encoded, bool) {
-	var all []Encoded
-	for w := (wire{data}); w.rest != ""; {
-		field, event, ok := w.bytes()
-		if !ok || field != fieldEvent {
-			return nil, false
+// Batch appends to all what Of gives for each of the events in an encoded EventBatch, in a fraction of the time: it makes no Event,
+// and the texts are parts of data. It does so for what services send; false means that there is something in it that they do not
+// send, and the whole batch has to be read the general way.
+func (m *Maker) Batch(all []Encoded, publisher, data string) ([]Encoded, bool) {
+	count := 0
+	for w := (wire{data}); w.rest != ""; count++ {
+		if field, _, ok := w.bytes(); !ok || field != fieldEvent {
+			return all, false
 		}
+	}
+	before := len(all)
+	all = slices.Grow(all, count)
+	for w := (wire{data}); w.rest != ""; {
+		_, event, _ := w.bytes()
 		one, ok := m.event(publisher, event)
 		if !ok {
-			return nil, false
+			return all[:before], false
 		}
 		all = append(all, one)
 	}
