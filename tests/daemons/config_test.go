@@ -51,7 +51,7 @@ func TestServeFile(t *testing.T) {
 			listen := address(t)
 			data := filepath.Join(l.Dir, name)
 			text := text
-			for from, to := range map[string]string{"/var/lib/sallyport": data, "0.0.0.0:8443": listen} {
+			for from, to := range map[string]string{"/var/lib/sallyport": data, "0.0.0.0:8443": listen, "127.0.0.1:9464": address(t)} {
 				if !strings.Contains(text, from) {
 					t.Fatalf("serve.yaml does not have %s any more", from)
 				}

@@ -208,11 +208,12 @@ func (p *plant) start(name string) {
 	if len(p.brokers) == 3 {
 		changes["replicas: 1"] = "replicas: 3"
 	}
-	config := p.configure(service+".yaml", name+".yaml", changes)
-	programs := p.Bin
+	programs, metrics := p.Bin, "metrics:\n  listen: "+address(p.t)+"\n"
 	if other := p.programs[name]; other != "" {
-		programs = other
+		programs, metrics = other, "" // the version before knows nothing of them
 	}
+	changes["metrics:\n  listen: "+map[string]string{"inventory": "127.0.0.1:9465", "issuer": "127.0.0.1:9466", "deployer": "127.0.0.1:9464", "audit": "127.0.0.1:9467"}[service]+"\n"] = metrics
+	config := p.configure(service+".yaml", name+".yaml", changes)
 	proc, err := p.Start(lab.Command{Name: name, Path: filepath.Join(programs, "sallyport-"+service), Args: []string{"--config", config}})
 	must(p.t, err)
 	p.daemons[name] = proc
