@@ -2,7 +2,7 @@
 //
 // It guarantees that nothing is opened, sent or slowed unless a collector is configured; that spans leave this machine under
 // TLS only; and that a collector which is slow or dead costs spans and one log line a minute, never work: what does not fit
-// into a bounded queue is dropped, and a stop waits for it for two seconds at most. What a span says is left to those who
+// into a bounded queue is dropped, and a stop waits for it for a second at most, not at all if it was dead before. What a span says is left to those who
 // make it, in package trace.
 package tracing
 
@@ -18,6 +18,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -38,8 +39,8 @@ import (
 const (
 	queue        = 8192 // spans that wait to be sent
 	batchTimeout = time.Second
-	sendTimeout  = 10 * time.Second
-	stopBound    = 2 * time.Second
+	sendTimeout  = 3 * time.Second
+	stopBound    = time.Second
 	sayEvery     = time.Minute
 	maxValue     = 256 // bytes of an attribute
 )
@@ -110,6 +111,7 @@ type Exporter struct {
 	conn     *grpc.ClientConn
 	provider *sdktrace.TracerProvider
 	tracer   oteltrace.Tracer
+	sender   *exporter
 }
 
 // Open begins to send for a service. It gives nil where no collector is configured, and does not wait for the one that is.
@@ -129,17 +131,18 @@ func Open(ctx context.Context, c Config, service string, log *slog.Logger) (*Exp
 	if err != nil {
 		return nil, fmt.Errorf("tracing.endpoint: %w", err)
 	}
-	sender, err := otlptracegrpc.New(ctx, otlptracegrpc.WithGRPCConn(conn), otlptracegrpc.WithTimeout(sendTimeout))
+	otlp, err := otlptracegrpc.New(ctx, otlptracegrpc.WithGRPCConn(conn), otlptracegrpc.WithTimeout(sendTimeout))
 	if err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
+	sender := &exporter{SpanExporter: otlp, log: log, to: address}
 	share := c.Sample
 	if share == 0 {
 		share = 1
 	}
 	provider := sdktrace.NewTracerProvider(
-		sdktrace.WithBatcher(&exporter{SpanExporter: sender, log: log, to: address},
+		sdktrace.WithBatcher(sender,
 			sdktrace.WithMaxQueueSize(queue), sdktrace.WithBatchTimeout(batchTimeout), sdktrace.WithExportTimeout(sendTimeout)),
 		sdktrace.WithSampler(sdktrace.TraceIDRatioBased(share)),
 		sdktrace.WithIDGenerator(given{}),
@@ -147,7 +150,7 @@ func Open(ctx context.Context, c Config, service string, log *slog.Logger) (*Exp
 			attribute.String("service.name", "sallyport-"+service), attribute.String("service.version", boot.Version().Version))),
 		sdktrace.WithRawSpanLimits(sdktrace.SpanLimits{AttributeValueLengthLimit: maxValue, AttributeCountLimit: 32}),
 	)
-	return &Exporter{conn: conn, provider: provider, tracer: provider.Tracer("sallyport")}, nil
+	return &Exporter{conn: conn, provider: provider, tracer: provider.Tracer("sallyport"), sender: sender}, nil
 }
 
 // Recorder takes the spans to be sent; nil where nothing is.
@@ -158,13 +161,16 @@ func (e *Exporter) Recorder() trace.Recorder {
 	return e.record
 }
 
-// Close sends what waits, for two seconds at most.
+// Close sends what waits, for a second at most.
 func (e *Exporter) Close() error {
 	if e == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stopBound)
 	defer cancel()
+	if e.sender.failing.Load() {
+		cancel()
+	}
 	_ = e.provider.Shutdown(ctx) // what it could not send has been logged
 	return e.conn.Close()
 }
@@ -223,6 +229,8 @@ type exporter struct {
 	log *slog.Logger
 	to  string
 
+	failing atomic.Bool
+
 	mu   sync.Mutex
 	said time.Time
 	lost int
@@ -230,6 +238,7 @@ type exporter struct {
 
 func (e *exporter) ExportSpans(ctx context.Context, spans []sdktrace.ReadOnlySpan) error {
 	err := e.SpanExporter.ExportSpans(ctx, spans)
+	e.failing.Store(err != nil)
 	if err == nil {
 		return nil
 	}
