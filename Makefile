@@ -108,6 +108,14 @@ bench: build ## Measure beside floors, about 3 minutes on an idle machine (BENCH
 	@$(GOBUILD) -o bin/sallyport-bench ./tests/bench
 	@bin/sallyport-bench $(BENCH)
 
+.PHONY: fleet
+fleet: ## Run a fleet of real agents in one process through storms, AGENTS of them (default 1000; 10 open files each)
+	@cd tests && go test -count=1 -timeout 40m -v ./fleet -agents $(or $(AGENTS),1000)
+
+.PHONY: torture
+torture: ## Kill everything KILLS times (default 3000), at every point and at random; SEED repeats a run
+	@cd tests && go test -count=1 -timeout 120m -v -run TestTorture ./torture -kills $(or $(KILLS),3000) $(if $(SEED),-seed $(SEED))
+
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities (needs the Go vulnerability database)
 	@for m in $(MODULES); do (cd $$m && GOWORK=off go run golang.org/x/vuln/cmd/govulncheck@v1.8.0 ./...); done

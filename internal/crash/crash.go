@@ -82,7 +82,7 @@ const (
 )
 
 // FirstStart are passed once in the life of a data directory.
-var FirstStart = []Point{KEKMade, TrustMade, DirComplete, LogKeyMade}
+var FirstStart = []Point{KEKMade, TrustMade, LogKeyMade, DirComplete}
 
 // Plane are all others of the control plane; those with a state, once for each.
 func Plane() []Point {
