@@ -20,6 +20,8 @@ const (
 	pruneEach     = time.Hour
 	keepChallenge = 7 * 24 * time.Hour
 	keepWindow    = 90 * 24 * time.Hour
+	keepReport    = 180 * 24 * time.Hour // an agent that was away keeps what it has not sent; see agents.return_within
+	pruneReports  = 5000                 // at once
 	checkRetry    = time.Minute
 )
 
@@ -83,6 +85,7 @@ func (s *schedule) pass(ctx context.Context) {
 	if now.After(s.prune) {
 		s.prune = now.Add(pruneEach)
 		s.trouble(ctx, "forgetting old challenges", s.Store.PruneChallenges(ctx, s.Now().Add(-keepChallenge)))
+		s.trouble(ctx, "forgetting old reports", s.Store.PruneReports(ctx, s.Now().Add(-keepReport), pruneReports))
 		s.trouble(ctx, "forgetting old advice", s.Store.PruneWindows(ctx, s.Now().Add(-keepWindow)))
 	}
 }

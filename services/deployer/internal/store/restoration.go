@@ -65,4 +65,3 @@ func (s *Store) Adopt(ctx context.Context, host string, svid *x509.Certificate) 
 
 // Lost is the time that the store does not remember.
 func (s *Store) Lost() fleet.Lost { return s.c.Lost }
-

@@ -196,6 +196,16 @@ func (s *Store) PruneChallenges(ctx context.Context, before time.Time) error {
 	})
 }
 
+// PruneReports forgets some of the ids of reports that were taken in before then. A report that comes again after that is one
+// about a generation or attempt that is over.
+func (s *Store) PruneReports(ctx context.Context, before time.Time, limit int) error {
+	return s.write(ctx, func(ctx context.Context, t *txn) error {
+		_, err := t.Exec(ctx, `DELETE FROM report WHERE (host, id) IN (SELECT host, id FROM report WHERE received < $1 ORDER BY received LIMIT $2)`,
+			db.FromTime(before), limit)
+		return err
+	})
+}
+
 // PruneWindows forgets the CA's advice about certificates that nobody is assigned any more, if it is older than that.
 func (s *Store) PruneWindows(ctx context.Context, before time.Time) error {
 	return s.write(ctx, func(ctx context.Context, t *txn) error {
