@@ -41,7 +41,7 @@ func (t *txn) trace(ctx context.Context, r *record, was rollout.Assignment, e ro
 	switch e {
 	case rollout.Plan:
 		if !was.Span.Begun.IsZero() {
-			t.endSpan(was, "SUPERSEDED")
+			t.endSpan(was, "superseded")
 		}
 		begin(ctx, &r.Assignment, t.now)
 	case rollout.RetryRequest, rollout.RetryInstall:
@@ -85,7 +85,7 @@ func (t *txn) agentSpans(a rollout.Assignment, steps []AgentStep) {
 			Attributes: []trace.Attribute{{Key: "sallyport.host", Value: a.Spec.Target.Host}, {Key: "sallyport.assignment", Value: a.ID}},
 		}
 		if s.Failed {
-			span.Failure = "FAILED"
+			span.Failure = "failed"
 		}
 		if s.Whole {
 			parent = span.Span
