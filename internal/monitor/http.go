@@ -56,7 +56,7 @@ func (m *Monitor) Listen(ctx context.Context, c Config) error {
 		return fmt.Errorf("metrics.listen: %w", err)
 	}
 	m.server = &http.Server{
-		Handler: m.handler(), ReadTimeout: requestBound, WriteTimeout: scrapeBound + requestBound, IdleTimeout: time.Minute,
+		Handler: m.Handler(), ReadTimeout: requestBound, WriteTimeout: scrapeBound + requestBound, IdleTimeout: time.Minute,
 		MaxHeaderBytes: maxHeader, ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelWarn),
 	}
 	m.log.InfoContext(ctx, "metrics are to be had", "url", "http://"+lis.Addr().String()+"/metrics")
@@ -68,7 +68,8 @@ func (m *Monitor) Listen(ctx context.Context, c Config) error {
 	return nil
 }
 
-func (m *Monitor) handler() http.Handler {
+// Handler answers /metrics, /healthz and /readyz.
+func (m *Monitor) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{
 		ErrorLog: slog.NewLogLogger(m.log.Handler(), slog.LevelWarn), ErrorHandling: promhttp.ContinueOnError,

@@ -175,7 +175,7 @@ func TestReadiness(t *testing.T) {
 		ask := func(accept string) (int, string) {
 			w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/readyz", nil)
 			r.Header.Set("Accept", accept)
-			m.handler().ServeHTTP(w, r)
+			m.Handler().ServeHTTP(w, r)
 			if strings.Contains(w.Body.String(), secret) {
 				t.Errorf("everybody may read %s", w.Body)
 			}
