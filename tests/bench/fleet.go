@@ -14,7 +14,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
@@ -34,26 +33,21 @@ const (
 	fleetSettle = 10 * time.Second // after which memory is read: what the storm left has been collected, by both sides' own pace
 	fleetIdle   = 10 * time.Second // over which processor time is read
 	fleetBound  = 3 * time.Minute
-	descriptors = 512 // besides those of connections
 )
 
 // fleetSide is what one of the two servers cost.
 type fleetSide struct {
 	first, back, ready time.Duration // all connected at first; again after a restart, from its beginning and from the first answer
-	memory             float64       // bytes an agent
+	base, full, peak   int64         // memory in bytes: without agents, with all of them, at most since the restart
+	memory             float64       // full less base, for each agent
 	cpu                float64       // share of one core
-	peak               int64
 }
 
 // fleet compares what an idle agent costs a control plane with what a stream costs grpc-go. The agents are one process, each
 // with a key, an identity and a connection of its own, the protocol and the pauses of the real agent: stream, heartbeats.
 func (b *bench) fleet(ctx context.Context) error {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+	if err := lab.Files(b.agents, 1); err != nil {
 		return err
-	}
-	if most := int(limit.Max) - descriptors; b.agents > most {
-		return fmt.Errorf("%d agents need as many open files, %d are allowed: raise ulimit -n or ask for fewer -agents", b.agents, most)
 	}
 	bare, err := b.bareFleet(ctx)
 	if err != nil {
@@ -64,12 +58,13 @@ func (b *bench) fleet(ctx context.Context) error {
 		return fmt.Errorf("the control plane: %w", err)
 	}
 	fmt.Printf("\nIdle fleet: %d agents, each with a connection and a stream\n", b.agents)
-	fmt.Printf("  %-34s %14s %12s %22s %26s\n", "", "server memory", "at its peak", "CPU, of one core", "all back after a restart")
+	fmt.Printf("  %-34s %14s %12s %12s %12s %18s %26s\n", "", "memory/agent", "without any", "with all", "at its peak", "CPU, of one core", "all back after a restart")
 	for _, s := range []struct {
 		name string
 		fleetSide
 	}{{"bare tuned grpc-go, mTLS", bare}, {"sallyport serve, heartbeats too", full}} {
-		fmt.Printf("  %-34s %8.1f KiB/a %8d MiB %20.1f %% %14.1f s (%.1f s after ready)\n", s.name, s.memory/1024, s.peak>>20, 100*s.cpu, s.back.Seconds(), s.ready.Seconds())
+		fmt.Printf("  %-34s %10.1f KiB %8d MiB %8d MiB %8d MiB %16.1f %% %10.1f s (%.1f s after ready)\n",
+			s.name, s.memory/1024, s.base>>20, s.full>>20, s.peak>>20, 100*s.cpu, s.back.Seconds(), s.ready.Seconds())
 	}
 	fmt.Printf("  memory per agent: %.2f times bare · CPU of one agent: %.2f ms a minute\n", full.memory/bare.memory, full.cpu*60e3/float64(b.agents))
 	return nil
@@ -121,7 +116,7 @@ func (b *bench) fleetOf(ctx context.Context, s measured, kind, address, dir stri
 	if err := pause(ctx, 3*time.Second); err != nil {
 		return side, err
 	}
-	empty, err := resident(s.pid())
+	empty, err := lab.MemoryOf(s.pid())
 	if err != nil {
 		return side, err
 	}
@@ -145,9 +140,6 @@ func (b *bench) fleetOf(ctx context.Context, s measured, kind, address, dir stri
 		return side, err
 	}
 	side.back, side.ready = all.Sub(begun), max(0, all.Sub(ready))
-	if side.peak, err = resident(s.pid()); err != nil {
-		return side, err
-	}
 	if err := pause(ctx, fleetSettle); err != nil {
 		return side, err
 	}
@@ -163,8 +155,9 @@ func (b *bench) fleetOf(ctx context.Context, s measured, kind, address, dir stri
 		return side, err
 	}
 	side.cpu = (after - before).Seconds() / fleetIdle.Seconds()
-	full, err := resident(s.pid())
-	side.memory = float64(full-empty) / float64(b.agents)
+	full, err := lab.MemoryOf(s.pid())
+	side.base, side.full, side.peak = empty.Resident, full.Resident, full.Peak
+	side.memory = float64(side.full-side.base) / float64(b.agents)
 	return side, err
 }
 
@@ -247,6 +240,7 @@ func (p *population) agent(ctx context.Context, source identity.Source, heartbea
 	var beats sync.WaitGroup
 	defer beats.Wait()
 	for tries := 0; ctx.Err() == nil; tries++ {
+		conn.ResetConnectBackoff()
 		stream, err := client.Subscribe(ctx, &agentv1.SubscribeRequest{Session: last.GetSession(), Revision: last.GetRevision(), Info: p.info})
 		for opened := false; err == nil; {
 			var m *agentv1.SubscribeResponse

@@ -236,7 +236,7 @@ func bare(ctx context.Context, dir, address string) error {
 	config := tlsconfig.MTLSServerConfig(source, source, tlsconfig.AuthorizeMemberOf(domain))
 	config.MinVersion = tls.VersionTLS13
 	config.SessionTicketsDisabled = true
-	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)), grpc.WriteBufferSize(8<<10), grpc.ReadBufferSize(2<<10),
+	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(config)), grpc.WriteBufferSize(8<<10), grpc.ReadBufferSize(2<<10), grpc.HeaderTableSize(0),
 		grpc.StaticStreamWindowSize(64<<10), grpc.StaticConnWindowSize(64<<10))
 	agentv1.RegisterAgentServiceServer(server, &bareServer{})
 	lis, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
