@@ -30,12 +30,12 @@ func TestEachIsWhatFilterMatches(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer l.Close()
+		defer func() { _ = l.Close() }() // what is tested is over
 		d, err := db.Open(ctx, c, store.Migrations(), "audit")
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer d.Close()
+		defer func() { _ = d.Close() }()
 		index := store.New(d)
 		recorder, err := ingest.NewRecorder(ctx, l, index, servicetest.Log(t))
 		if err != nil {
