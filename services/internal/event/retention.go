@@ -79,20 +79,9 @@ func renew(ctx context.Context, d *db.DB, before, now time.Time) error {
 func sweep(ctx context.Context, d *db.DB, find, update string, from, until int64) (n int, err error) {
 	for after := ""; ; {
 		var ids []string
-		err := d.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-			ids = nil
-			rows, err := tx.Query(ctx, find, after, from, until, pruneAtOnce)
-			if err != nil {
-				return err
-			}
-			for rows.Next() {
-				var id string
-				if err := rows.Scan(&id); err != nil {
-					return err
-				}
-				ids = append(ids, id)
-			}
-			if err := rows.Err(); err != nil || len(ids) == 0 {
+		err := d.Write(ctx, func(ctx context.Context, tx db.Tx) (err error) {
+			ids, err = found(ctx, tx, find, after, from, until, pruneAtOnce)
+			if err != nil || len(ids) == 0 {
 				return err
 			}
 			var args []any
@@ -106,6 +95,23 @@ func sweep(ctx context.Context, d *db.DB, find, update string, from, until int64
 		n += len(ids)
 		after = ids[len(ids)-1]
 	}
+}
+
+func found(ctx context.Context, tx db.Tx, query string, args ...any) ([]string, error) {
+	rows, err := tx.Query(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var ids []string
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, rows.Err()
 }
 
 // mark reads when something of that name was last noted; zero if never.
