@@ -73,7 +73,7 @@ func (b *broker) health() error {
 	if h.Error == "" {
 		return nil
 	}
-	return surroundings(exit.Errorf(exit.Data, "the event store does not work (see the kernel log): %s: start again; what was acknowledged is on disk, and events that wait are published then", h.Error))
+	return surroundings(exit.Errorf(exit.General, "the event store does not work (see the kernel log): %s: start again; what was acknowledged is on disk, and events that wait are published then", h.Error))
 }
 
 func (b *broker) stop() {

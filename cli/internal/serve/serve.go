@@ -402,8 +402,8 @@ func (s *site) ended(ctx context.Context, what string, err error) error {
 		err = errors.New("stopped without being told to")
 	}
 	err = surroundings(fmt.Errorf("%s: %w", what, err))
-	if fault.KindOf(err) == fault.Transient { // what can be tried again is, but for a disk that cannot be trusted
-		return exit.With(exit.Data, err)
+	if fault.KindOf(err) == fault.Transient { // the disk: another start may do
+		return exit.With(exit.General, err)
 	}
 	return err
 }
