@@ -24,18 +24,18 @@ type failure struct {
 const stream = "nats/jetstream/$G/streams/SALLYPORT/msgs/1.blk"
 
 var failures = []failure{
-	{"deployer.db-wal", "fsync", "error=EIO:when=9", 10, "deployer.db does not sync"},
-	{"deployer.db-wal", "fsync", "error=EIO:when=9+", 10, "deployer.db does not sync"},
+	{"deployer.db-wal", "fsync", "error=EIO:when=9", 1, "deployer.db does not sync"},
+	{"deployer.db-wal", "fsync", "error=EIO:when=9+", 1, "deployer.db does not sync"},
 	{"deployer.db-wal", "pwrite64", "error=EIO:when=30+", 0, "deployer.db does not work"},
 	{"deployer.db-wal", "pwrite64", "error=ENOSPC:when=30..60", 0, "disk full"},
 	{"deployer.db", "fsync", "error=EIO:when=1+", 0, ""},
-	{"issuer.db-wal", "fsync", "error=EIO:when=9+", 10, "issuer.db does not sync"},
-	{"inventory.db-wal", "fsync", "error=EIO:when=9+", 10, "inventory.db does not sync"},
-	{"audit.db-wal", "fsync", "error=EIO:when=9+", 10, "audit.db does not sync"},
-	{stream, "fsync", "error=EIO:when=9", 10, "the event store does not work"},
+	{"issuer.db-wal", "fsync", "error=EIO:when=9+", 1, "issuer.db does not sync"},
+	{"inventory.db-wal", "fsync", "error=EIO:when=9+", 1, "inventory.db does not sync"},
+	{"audit.db-wal", "fsync", "error=EIO:when=9+", 1, "audit.db does not sync"},
+	{stream, "fsync", "error=EIO:when=9", 1, "the event store does not work"},
 	{stream, "write,pwrite64", "error=ENOSPC:when=9+", 13, "the event store does not work"},
-	{"audit/log/.state", "fsync", "error=EIO:when=5", 10, "appending to the log in"},
-	{"audit/log/.state/treeState", "renameat", "error=EIO:when=5", 10, "appending to the log in"},
+	{"audit/log/.state", "fsync", "error=EIO:when=5", 1, "appending to the log in"},
+	{"audit/log/.state/treeState", "renameat", "error=EIO:when=5", 1, "appending to the log in"},
 	{"audit/log", "fsync", "error=EIO:when=2+", 0, "publishCheckpoint"},
 	{"clock", "renameat", "error=EIO:when=1", 1, "input/output error"},
 }

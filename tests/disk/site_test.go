@@ -40,9 +40,6 @@ issuer: {identity_max_age: 100ms}
 audit: {checkpoint_interval: 100ms}
 `
 
-// domain is the trust domain of the control plane.
-const domain = "sallyport.local"
-
 // site is a control plane and a web server with its agent, all on one disk.
 type site struct {
 	*lab.Lab
