@@ -13,8 +13,9 @@ import (
 )
 
 const (
-	perBatch = 80                     // kills between two looks at the whole
-	short    = 400 * time.Millisecond // for an operator's call, whatever becomes of it
+	forAll   = 150         // kills from which on every point must have been reached
+	perBatch = 80          // kills between two looks at the whole
+	short    = time.Second // for an operator's call, whatever becomes of it
 	reach    = time.Second
 	reachAll = 8 * time.Second  // for a point that was not reached in all that
 	renewal  = 75 * time.Second // until an agent has renewed its own identity
@@ -38,7 +39,7 @@ func TestTorture(t *testing.T) {
 			})
 		}
 	})
-	if t.Failed() {
+	if t.Failed() || *kills < forAll {
 		return
 	}
 	declared := slices.Concat(crash.FirstStart, crash.Plane(), crash.Enrol, crash.Agent)
@@ -150,7 +151,17 @@ func (w *world) torture(n int) {
 			next = w.killed + perBatch
 		}
 	}
-	for _, v := range victims { // whatever was not reached yet, with patience
+	if *kills >= forAll {
+		w.rest(victims, last)
+	}
+	w.kill(last)
+	w.start(last, "", 0)
+	w.whole()
+}
+
+// rest kills at whatever was not reached yet, with patience.
+func (w *world) rest(victims []*victim, last *victim) {
+	for _, v := range victims {
 		for _, p := range v.points {
 			for try := 0; try < 3 && !w.book.reached(p); try++ {
 				w.t.Logf("nothing was killed at %s yet", p)
@@ -161,9 +172,6 @@ func (w *world) torture(n int) {
 	for begun := time.Now(); time.Since(begun) < renewal && !w.book.reached(last.points...); time.Sleep(100 * time.Millisecond) {
 		w.tend(last)
 	}
-	w.kill(last)
-	w.start(last, "", 0)
-	w.whole()
 }
 
 // round kills a program at a random moment, starts it with a point armed, gives it work, and starts it again when it has died.
@@ -187,7 +195,9 @@ func (w *world) round(v *victim, p crash.Point, n int, patience time.Duration) {
 	}
 	w.kill(v)
 	w.start(v, "", 0)
-	if v.plane && !w.up(ctx) {
+	up, stop := context.WithTimeout(w.t.Context(), time.Minute)
+	defer stop()
+	if v.plane && !w.up(up) {
 		w.t.Fatal("the control plane does not come up again")
 	}
 }

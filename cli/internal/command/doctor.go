@@ -59,7 +59,7 @@ something could not be looked at.`,
 			show := a.stage()
 			report, err := doctor.Run(cmd.Context(), doctor.Config{
 				Services: doctor.Services{Issuer: c.Issuer(), Deployer: c.Deployer(), Inventory: c.Inventory(), Audit: c.Audit()},
-				Grace:    grace.Std(), Full: all, Kept: before, Tell: show.tell,
+				Grace:    grace.Std(), Full: all, Kept: before, Tell: show.tell, Now: a.now,
 			})
 			show.end()
 			if err != nil {

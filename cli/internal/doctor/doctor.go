@@ -44,6 +44,8 @@ type Config struct {
 	Kept []byte
 	// Tell shows what is being done; it may be nil.
 	Tell func(string)
+	// Now is the clock; nil is time.Now.
+	Now func() time.Time
 }
 
 // State is what a check came to.
@@ -90,13 +92,17 @@ type Report struct {
 const (
 	pause    = 300 * time.Millisecond // between looks
 	pageSize = 1000
-	perFind  = 500 // events in one question to the audit service
+	held     = 30 * 24 * time.Hour // for which every store still has its events, at least
+	perFind  = 500                 // events in one question to the audit service
 )
 
 // Run looks until nothing looks wrong or the grace is over.
 func Run(ctx context.Context, c Config) (Report, error) {
 	if c.Tell == nil {
 		c.Tell = func(string) {}
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	begun := time.Now()
 	var report Report
@@ -217,7 +223,7 @@ func examine(ctx context.Context, c Config) (Report, error) {
 	for _, name := range v.services {
 		report.Checks = append(report.Checks, v.storeCheck(name))
 	}
-	report.Checks = append(report.Checks, v.eventsCheck(), v.consumersCheck(), v.requestsCheck(), v.certificatesCheck(), v.servedCheck())
+	report.Checks = append(report.Checks, v.eventsCheck(ctx, c), v.consumersCheck(), v.requestsCheck(), v.certificatesCheck(), v.servedCheck())
 	log, keep := v.logCheck(ctx, c)
 	report.Checks, report.Keep = append(report.Checks, log), keep
 	for i := range report.Checks {

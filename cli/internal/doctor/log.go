@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
@@ -132,7 +133,7 @@ func (v *view) verifyAll(ctx context.Context, c Config, head auditlog.Checkpoint
 			for _, record := range part.GetRecords() {
 				lines.Write(record.GetJson())
 				lines.WriteByte('\n')
-				found = append(found, v.source(record)...)
+				found = append(found, v.source(record, c.Now())...)
 			}
 			_, err = w.Write(lines.Bytes())
 		}
@@ -151,10 +152,10 @@ func (v *view) verifyAll(ctx context.Context, c Config, head auditlog.Checkpoint
 }
 
 // source wants a record's event in the store of the service that told it.
-func (v *view) source(record *auditv1.Record) []Problem {
+func (v *view) source(record *auditv1.Record, now time.Time) []Problem {
 	rec, err := auditlog.ParseRecord(record.GetJson())
-	if err != nil {
-		return nil // the verification tells
+	if err != nil || now.Sub(rec.Time) > held {
+		return nil // the verification tells; the store may have forgotten the event
 	}
 	for _, s := range v.stores {
 		if s.err != nil || s.ids[rec.ID] {
