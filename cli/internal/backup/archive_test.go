@@ -81,7 +81,12 @@ func TestRead(t *testing.T) {
 		"a database left out":      sample(t, func(m *Manifest) { m.Server = []string{"issuer"} }),
 		"something after the list": sample(t, nil, nameManifest),
 	} {
-		m, err := read(t.Context(), bytes.NewReader(data), nil, discard)
+		m, err := read(t.Context(), bytes.NewReader(data), nil, func(name string, data io.Reader) error {
+			if !known(name) {
+				t.Errorf("%s: %q was given out", what, name)
+			}
+			return discard(name, data)
+		})
 		if exit.Of(err) != exit.Verification || m != nil && err == nil {
 			t.Errorf("%s: %v with exit code %d", what, err, exit.Of(err))
 		}
