@@ -3,12 +3,10 @@ package e2e
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
 	"github.com/sallyport-pki/sallyport/pebbletest"
@@ -64,61 +62,6 @@ func TestControlPlaneStopsMeanwhile(t *testing.T) {
 	}
 	ca.issued(t, w, 2)
 	h.listensOnNothing(t)
-}
-
-// TestKills kills the control plane and agents at random moments of deployments, starts them again, and holds the whole
-// against itself at the end.
-func TestKills(t *testing.T) {
-	t.Parallel()
-	for _, store := range []string{"sqlite", "postgres"} {
-		t.Run(store, func(t *testing.T) {
-			t.Parallel()
-			kill(t, newWorld(t, database(t, store)))
-		})
-	}
-}
-
-func kill(t *testing.T, w *world) {
-	const kills = 15
-	r := rand.New(rand.NewPCG(*seed, 1))
-	t.Logf("seed %d", *seed)
-	ca := w.acme(t, "public", pebbletest.Options{BadNonces: 10})
-	hosts := []*host{w.nginx(t, "one", ""), w.haproxy(t, "two", ""), w.nginx(t, "three", ca.answers())}
-	for i, h := range hosts {
-		h.deploy(t, []string{"corp", "corp", ca.name}[i])
-	}
-	for range kills {
-		time.Sleep(time.Duration(r.IntN(600)) * time.Millisecond) // the random moment is what is tested
-		if victim := r.IntN(len(hosts) + 2); victim < len(hosts) {
-			hosts[victim].Kill()
-			must(t, hosts[victim].Start())
-		} else {
-			w.plane.Kill()
-			must(t, w.plane.Start(t.Context()))
-		}
-		h := hosts[r.IntN(len(hosts))]
-		_, err := w.plane.Do(t.Context(), "renew", "deployment", h.Name, "--reason", "e2e") // under way already is fine
-		must(t, err)
-	}
-	for _, h := range hosts {
-		h.healthy(t, 1)
-		h.settled(t)
-		roots := w.root(t, "corp")
-		if h.Name == "three" {
-			roots = ca.roots(t)
-		}
-		h.trusted(t, roots)
-		h.noPendingKeys(t)
-		if left := h.leftovers(t); len(left) > 0 {
-			t.Errorf("%s: left behind: %v", h.Name, left)
-		}
-		if h.site.Kind == "nginx" {
-			must(t, h.pair(t))
-		}
-		must(t, h.site.Restart(t.Context())) // what is on disk is what is served
-		h.healthy(t, 1)
-	}
-	ca.recorded(t, w, ca.Issued())
 }
 
 // settled waits until no renewal is under way.

@@ -2,7 +2,9 @@ package torture
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -77,8 +79,7 @@ func (w *world) served(ctx context.Context, h *host, requests map[string]*issuer
 	if r := requests[k.GetRequestId()]; r.GetFingerprint() != f || !k.GetServed() {
 		w.t.Errorf("%s serves %s; the inventory has it served %t for request %q, the issuer gave that %q", h.Name, f, k.GetServed(), k.GetRequestId(), r.GetFingerprint())
 	}
-	key := ok(pki.ParseKeyPEM(ok(os.ReadFile(h.site.Key))(w.t)))(w.t)
-	onDisk := ok(pki.ParseChainPEM(ok(os.ReadFile(h.site.Certificate))(w.t)))(w.t)
+	key, onDisk := w.onDisk(h)
 	if !onDisk[0].Equal(leaf) {
 		w.t.Errorf("%s serves %s, on disk is %s", h.Name, f, lab.Fingerprint(onDisk[0]))
 	}
@@ -90,6 +91,24 @@ func (w *world) served(ctx context.Context, h *host, requests map[string]*issuer
 			w.t.Errorf("%s: %v", h.Name, err)
 		}
 	}
+}
+
+// onDisk reads the pair that the site's files hold, together or apart.
+func (w *world) onDisk(h *host) (crypto.Signer, []*x509.Certificate) {
+	var key crypto.Signer
+	var chain []*x509.Certificate
+	data := ok(os.ReadFile(h.site.Certificate))(w.t)
+	if h.site.Key != "" {
+		data = append(data, ok(os.ReadFile(h.site.Key))(w.t)...)
+	}
+	for block, rest := pem.Decode(data); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type == "CERTIFICATE" {
+			chain = append(chain, ok(x509.ParseCertificate(block.Bytes))(w.t))
+		} else {
+			key = ok(pki.ParseKeyPEM(pem.EncodeToMemory(block)))(w.t)
+		}
+	}
+	return key, chain
 }
 
 // orders compares the CA's books with the issuer's.

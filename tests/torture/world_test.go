@@ -157,8 +157,12 @@ func (w *world) addHosts(challenges string) {
 	const watching = "verify: {interval: 500ms, wait: 2s}\nscan: {listeners: \"off\"}\n"
 	for _, name := range []string{"one", "two", "three", "four"} {
 		h := &host{profile: "corp", key: typev1.KeyType_KEY_TYPE_ECDSA_P256}
-		h.site = ok(w.Nginx(w.t.Context(), name+"-nginx", name+".example.com"))(w.t)
-		h.connector, h.settings = "nginx", h.site.Settings()
+		software := w.Nginx
+		if name == "one" {
+			software = w.HAProxy
+		}
+		h.site = ok(software(w.t.Context(), name+"-site", name+".example.com"))(w.t)
+		h.connector, h.settings = h.site.Kind, h.site.Settings()
 		config := watching + "connectors:\n" + h.site.Connector()
 		switch name {
 		case "two":
