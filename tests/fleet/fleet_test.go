@@ -216,13 +216,11 @@ func (w *world) sleep() {
 			sleepers = append(sleepers, h)
 		}
 	}
-	burdened := 0
-	for _, h := range sleepers {
-		if !h.watchful {
-			continue
-		}
-		burdened++
+	burdened := slices.DeleteFunc(slices.Clone(sleepers), func(h *host) bool { return !h.watchful })
+	for _, h := range burdened {
 		must(w.t, os.Remove(h.certificate()))
+	}
+	for _, h := range burdened {
 		must(w.t, lab.Await(w.t.Context(), patience, h.name+" to have something to report", func() error {
 			if n := h.status(w.t).Unsent; n == 0 {
 				return fmt.Errorf("nothing")
@@ -230,7 +228,7 @@ func (w *world) sleep() {
 			return nil
 		}))
 	}
-	if burdened == 0 {
+	if len(burdened) == 0 {
 		w.t.Error("no sleeper has anything to report")
 	}
 	for _, h := range sleepers {

@@ -26,7 +26,7 @@ import (
 // ground is a file system in memory, of the jail alone.
 const ground = "/mnt"
 
-var agents = flag.Int("agents", 200, "agents of the fleet")
+var agents = flag.Int("agents", 120, "agents of the fleet")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
