@@ -79,7 +79,7 @@ func TestSpans(t *testing.T) {
 	ctx := WithRecorder(t.Context(), func(s Span) { got = append(got, s) })
 	outer, a := Begin(ctx, "outer", Attribute{"k", "v"})
 	_, b := BeginKind(outer, Client, "inner")
-	time.Sleep(time.Millisecond) //nolint:forbidigo // a span takes some time
+	time.Sleep(time.Millisecond)
 	b.End("NOT_SERVED")
 	a.Set("l", "w")
 	a.End("")

@@ -52,7 +52,7 @@ func TestRenew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer running.Close()
+	defer func() { _ = running.Close() }()
 	first, _, renewed, err := Renew(one, ca, time.Hour, time.Now().Add(14*24*time.Hour))
 	if err != nil || renewed {
 		t.Fatalf("renewed before half of its life: %v, %v", renewed, err)

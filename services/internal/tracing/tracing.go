@@ -199,12 +199,12 @@ func (e *Exporter) record(s trace.Span) {
 }
 
 func traceID(s string) oteltrace.TraceID {
-	id, _ := oteltrace.TraceIDFromHex(s) //nolint:errcheck // a Recorder gets well-formed ids only
+	id, _ := oteltrace.TraceIDFromHex(s) // a Recorder gets well-formed ids only
 	return id
 }
 
 func spanID(s string) oteltrace.SpanID {
-	id, _ := oteltrace.SpanIDFromHex(s) //nolint:errcheck // a Recorder gets well-formed ids only
+	id, _ := oteltrace.SpanIDFromHex(s) // a Recorder gets well-formed ids only
 	return id
 }
 
