@@ -317,18 +317,8 @@ func receive(ctx context.Context, tx db.Tx, events []*eventv1.Event, now time.Ti
 			args = append(args, e.GetId())
 			fmt.Fprintf(&rows, "%s($%d, $1)", []string{"", ", "}[min(i, 1)], len(args))
 		}
-		noted, err := tx.Query(ctx, `INSERT INTO inbox (event_id, received) VALUES `+rows.String()+` ON CONFLICT DO NOTHING RETURNING event_id`, args...)
-		if err != nil {
-			return nil, err
-		}
-		for noted.Next() {
-			var id string
-			if err := noted.Scan(&id); err != nil {
-				return nil, errors.Join(err, noted.Close())
-			}
-			unknown[id] = true
-		}
-		if err := noted.Err(); err != nil {
+		query := `INSERT INTO inbox (event_id, received) VALUES ` + rows.String() + ` ON CONFLICT DO NOTHING RETURNING event_id`
+		if err := eachText(ctx, tx, func(id string) { unknown[id] = true }, query, args...); err != nil {
 			return nil, err
 		}
 	}
@@ -349,4 +339,21 @@ func receive(ctx context.Context, tx db.Tx, events []*eventv1.Event, now time.Ti
 		}
 	}
 	return fresh, nil
+}
+
+// eachText runs a query that gives one column of text.
+func eachText(ctx context.Context, tx db.Tx, do func(string), query string, args ...any) error {
+	rows, err := tx.Query(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var text string
+		if err := rows.Scan(&text); err != nil {
+			return err
+		}
+		do(text)
+	}
+	return rows.Err()
 }
