@@ -235,6 +235,5 @@ func (f *flow) onceEach(ctx context.Context) {
 var attempt = regexp.MustCompile(`-[0-9]+$`)
 
 func TestMain(m *testing.M) {
-	lab.BrokerMain()
-	os.Exit(m.Run())
+	os.Exit(lab.BrokerMain(m.Run))
 }

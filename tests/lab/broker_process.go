@@ -14,15 +14,18 @@ import (
 
 const brokerConfig = "SALLYPORT_LAB_BROKER"
 
-// BrokerMain is to be called first in the TestMain of tests that use NATSProcess: in a process that is to be a broker it does
-// not return.
-func BrokerMain() {
+// BrokerMain is run unless this process is to be a broker, which NATSProcess has started: then it is one, until it is told to
+// stop. The result is for os.Exit, in TestMain.
+func BrokerMain(run func() int) int {
 	config := os.Getenv(brokerConfig)
 	if config == "" {
-		return
+		return run()
 	}
-	fmt.Fprintln(os.Stderr, runBroker(config))
-	os.Exit(1)
+	if err := runBroker(config); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
 }
 
 func runBroker(config string) error {
