@@ -394,6 +394,7 @@ func TestFullDisk(t *testing.T) {
 	if out, err := exec.Command("mount", "-o", "remount,size=20m", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	writable(false, "before records were taken again")
 	size, err := l.Refresh(t.Context()) // what failed may be in the log all the same
 	if err != nil || size < uint64(written) {
 		t.Fatalf("%d records written, size %d: %v", written, size, err)
