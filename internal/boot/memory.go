@@ -52,7 +52,7 @@ func look() usage {
 	return usage{live: s[0].Value.Uint64() + s[1].Value.Uint64(), held: s[2].Value.Uint64() - s[3].Value.Uint64(), taken: s[4].Value.Uint64()}
 }
 
-// idle says that much more is held than lives, and that little is being made of it.
+// idle says that much more is held than lives, and that it is not being filled: the collector has nothing to do.
 func (u usage) idle(before usage) bool {
-	return u.held > u.live+u.live/3+memoryLeast && u.taken-before.taken < u.live/10
+	return u.held > u.live+u.live/3+memoryLeast && u.taken-before.taken < u.live/2
 }
