@@ -76,16 +76,13 @@ func TestNothingIsAcknowledgedUnrecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := p.db.Close(); err != nil {
-		t.Fatal(err)
-	}
+	mend := p.breakIndex(t, "event_position")
 	ingest(p, func() bool { pending, _ := state(); return pending == 1 })
 	if _, acked := state(); acked != 0 {
 		t.Error("acknowledged though it could not be recorded")
 	}
-	if err := p.ledger.Close(); err != nil {
-		t.Fatal(err)
-	}
+	mend()
+	closeParts(t, p)
 
 	if p, err = openParts(t.Context(), t, dir, sqliteIn(dir)); err != nil {
 		t.Fatal(err)
@@ -117,6 +114,76 @@ func TestSecondWriterIsNoticed(t *testing.T) {
 			t.Errorf("the log went on to %d", p.ledger.Size())
 		}
 	})
+}
+
+// TestSecondWriterOfAsMany: blocks of another's in the place of those that could not be written are not taken for them.
+func TestSecondWriterOfAsMany(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		p, err := openParts(t.Context(), t, t.TempDir(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mend := p.breakIndex(t, "term")
+		if err := p.recorder.Record(t.Context(), facts(0, store.BlockSize+10)); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.recorder.settle(t.Context()); err == nil {
+			t.Error("indexed without a table")
+		}
+		mend()
+		if err := p.store.Add(t.Context(), 0, facts(1000, store.BlockSize)); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.recorder.Record(t.Context(), facts(300, 1)); fault.Of(err).Reason != "LOG_REFUSED" {
+			t.Error(err)
+		}
+		if err := p.close(); fault.Of(err).Reason != "LOG_REFUSED" {
+			t.Errorf("at the end: %v", err)
+		}
+	})
+}
+
+// TestTailIsBounded: while every write to the index fails, no more is recorded than the tail may hold, however often it is tried.
+func TestTailIsBounded(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		p, err := openParts(t.Context(), t, t.TempDir(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mend := p.breakIndex(t, "term")
+		all := facts(0, store.MaxTail+2*batchEvents) // more than fits, at once
+		for range 8 {
+			if err := p.recorder.Record(t.Context(), all); err == nil {
+				t.Fatal("more is recorded than can be indexed")
+			}
+			if size := p.ledger.Size(); size > store.MaxTail {
+				t.Fatalf("%d records are in the log, none in the index", size)
+			}
+		}
+		mend()
+		if err := p.recorder.Record(t.Context(), all); err != nil {
+			t.Fatal(err)
+		}
+		checkLog(t, p, uint64(len(all)), "after the index could be written")
+		closeParts(t, p)
+	})
+}
+
+// breakIndex takes a table away until mend is called.
+func (p *parts) breakIndex(t *testing.T, table string) (mend func()) {
+	t.Helper()
+	rename := func(from, to string) {
+		t.Helper()
+		err := p.db.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+			_, err := tx.Exec(ctx, `ALTER TABLE `+from+` RENAME TO `+to)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	rename(table, "away")
+	return func() { t.Helper(); rename("away", table) }
 }
 
 // TestIndexBehindTheLog: while the index does not get on, facts are recorded, each once, until the tail is too long; a process that

@@ -96,15 +96,22 @@ func (r *Recorder) Close() error {
 func (r *Recorder) Record(ctx context.Context, records []record.Encoded) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	for some := range slices.Chunk(records, batchEvents) { // what one message can hold, in tiny events, would overfill the tail
+		if err := r.record(ctx, some); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *Recorder) record(ctx context.Context, records []record.Encoded) error {
 	if r.unsure {
 		if err := r.catchUp(ctx); err != nil {
 			return err
 		}
 	}
-	if r.lost || len(r.tail)+len(records) > store.MaxTail {
-		if err := r.settle(ctx); err != nil {
-			return err
-		}
+	if err := r.makeRoom(ctx, len(records)); err != nil {
+		return err
 	}
 	fresh, err := r.fresh(ctx, records)
 	if err != nil || len(fresh) == 0 {
@@ -232,6 +239,21 @@ func (r *Recorder) index(ctx context.Context) error {
 	return nil
 }
 
+// makeRoom waits until the tail may have so many records more. While the index cannot be written, it never may.
+func (r *Recorder) makeRoom(ctx context.Context, records int) error {
+	for r.lost || len(r.tail)+records > store.MaxTail {
+		if r.writing == nil {
+			if err := r.index(ctx); err != nil {
+				return err
+			}
+		}
+		if err := r.settle(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // settle waits for what is being indexed, and takes it out of the tail.
 func (r *Recorder) settle(ctx context.Context) error {
 	if r.writing != nil {
@@ -254,6 +276,14 @@ func (r *Recorder) settle(ctx context.Context) error {
 		return err
 	}
 	if next < r.from || next > r.from+uint64(len(r.tail)) {
+		return r.elsewhere(next)
+	}
+	tip, err := r.store.Tip(ctx)
+	if err != nil {
+		return err
+	}
+	// Blocks of another's are as long as ours.
+	if n := tip.Size - r.from; n > 0 && n <= uint64(len(r.tail)) && r.tail[n-1].Head.ID != tip.EventID {
 		return r.elsewhere(next)
 	}
 	r.drop(int(next - r.from))
