@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
@@ -142,11 +143,11 @@ func TestWhatWaitsIsNeverForgotten(t *testing.T) {
 	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w, clock := newWorld(t, c), &wheel{}
-		w.broker.Stop()
+		w.ensure(event.StreamLimits{MaxBytes: 50}) // full
 		w.emitAs(clock, 1, "one")
 		clock.days(400)
 		w.upkept(clock, 1, 0)
-		w.broker.Start()
+		w.ensure(event.StreamLimits{})
 		w.relayAt(clock)
 		w.consumeAt(clock, nil)
 		w.arrives("one")
@@ -156,12 +157,17 @@ func TestWhatWaitsIsNeverForgotten(t *testing.T) {
 func TestSkippedIsKept(t *testing.T) {
 	t.Parallel()
 	w, clock := newWorld(t, servicetest.SQLite(t)), &wheel{}
-	if _, err := w.js.Publish(t.Context(), event.FactsOf("issuer"), []byte{0xff}); err != nil {
-		t.Fatal(err)
-	}
-	stop := w.consumeAt(clock, nil)
+	w.emitAs(clock, 1, "poison")
+	stops := []func(){w.relayAt(clock), w.consumeAt(clock, func(c *event.ConsumerConfig) {
+		c.Handle = event.Each(func(context.Context, db.Tx, *eventv1.Event) error {
+			return fault.New(fault.Permanent, "NEVER", "this will never do")
+		})
+	})}
 	w.eventually("it is skipped", func() bool { return inbox(w) == 1 })
-	stop()
+	w.published(t)
+	for _, stop := range stops {
+		stop()
+	}
 	clock.days(400)
 	w.upkept(clock, 0, 1)
 }
