@@ -225,6 +225,16 @@ func TestIndexBehindTheLog(t *testing.T) {
 		}
 		release()
 		checkLog(t, p, uint64(recorded), "when the index goes on")
+		// At rest nothing but the last records, which make no block, is left to do.
+		for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			next, err := p.store.Next(t.Context())
+			if err != nil || time.Now().After(end) {
+				t.Fatalf("indexed up to %d of %d: %v", next, recorded, err)
+			}
+			if uint64(recorded)-next < store.BlockSize {
+				break
+			}
+		}
 		closeParts(t, p)
 
 		if p, err = openParts(t.Context(), t, dir, c); err != nil {

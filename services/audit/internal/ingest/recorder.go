@@ -44,6 +44,9 @@ type Recorder struct {
 	lost    bool       // the index may have more than is known: the answer to a write was an error
 	writing chan error // gets what became of the blocks that are being indexed; nil when none are
 	count   int        // of the records in them, the first of the tail
+	closed  bool
+
+	indexing sync.WaitGroup
 
 	// The tail is what is in the log and not yet known to be in the index. It is changed under both locks.
 	look sync.Mutex
@@ -71,6 +74,8 @@ func NewRecorder(ctx context.Context, l *ledger.Ledger, s *store.Store, log *slo
 	if err := r.check(ctx); err != nil {
 		return nil, err
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	var err error
 	if r.from, err = s.Next(ctx); err != nil {
 		return nil, err
@@ -80,8 +85,10 @@ func NewRecorder(ctx context.Context, l *ledger.Ledger, s *store.Store, log *slo
 
 // Close waits for what is being indexed and notes how long the log is. Record must not be called again.
 func (r *Recorder) Close() error {
+	defer r.indexing.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.closed = true
 	ctx, cancel := context.WithTimeout(context.Background(), indexBound)
 	defer cancel()
 	if err := r.settle(ctx); err != nil || len(r.tail) == 0 {
@@ -232,11 +239,26 @@ func (r *Recorder) index(ctx context.Context) error {
 	first, blocks, done := r.from, r.tail[:r.count], make(chan error, 1)
 	r.writing = done
 	bound, cancel := context.WithTimeout(context.WithoutCancel(ctx), indexBound)
-	go func() { // settle waits for it
+	r.indexing.Go(func() {
 		defer cancel()
-		done <- r.store.Add(bound, first, blocks)
-	}()
+		err := r.store.Add(bound, first, blocks)
+		if done <- err; err == nil {
+			r.indexRest(context.WithoutCancel(ctx), done)
+		}
+	})
 	return nil
+}
+
+// indexRest goes on with what became whole blocks while the index was written: there may be no call of Record for a while.
+func (r *Recorder) indexRest(ctx context.Context, done chan error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.writing != done || r.closed {
+		return
+	}
+	if err := r.index(ctx); err != nil {
+		r.log.WarnContext(ctx, "records that are in the log cannot be indexed yet", "records", len(r.tail), "error", err)
+	}
 }
 
 // makeRoom waits until the tail may have so many records more. While the index cannot be written, it never may.
