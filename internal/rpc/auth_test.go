@@ -80,9 +80,13 @@ func TestHandlerKnowsCaller(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := identity.Caller{ID: svid.ID, Role: identity.RoleAgent, Name: "web-1", Key: pki.SPKIHash(svid.PrivateKey.Public())}
+	want := identity.Caller{ID: svid.ID, Role: identity.RoleAgent, Name: "web-1", Key: pki.SPKIHash(svid.PrivateKey.Public()), SVID: svid.Certificates[0]}
 	w.echo.unary = func(ctx context.Context, _ string) (string, error) {
-		if got := identity.FromContext(ctx); got != want {
+		got := identity.FromContext(ctx)
+		if !got.SVID.Equal(want.SVID) {
+			t.Errorf("got another SVID: %v", got.SVID)
+		}
+		if got.SVID = want.SVID; got != want {
 			t.Errorf("got %+v, want %+v", got, want)
 		}
 		return "", nil

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,14 +21,20 @@ func TestGate(t *testing.T) {
 		if err := g.enter(false); err != nil {
 			t.Fatal(err)
 		}
+		var mu sync.Mutex
 		var order []string
+		note := func(what string) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, what)
+		}
 		wait := func(who string, begun bool) {
 			go func() {
 				if err := g.enter(begun); err != nil {
-					order = append(order, who+" gave up")
+					note(who + " gave up")
 					return
 				}
-				order = append(order, who)
+				note(who)
 				time.Sleep(300 * time.Millisecond)
 				g.leave()
 			}()
@@ -39,6 +46,10 @@ func TestGate(t *testing.T) {
 		time.Sleep(500 * time.Millisecond)
 		g.leave()
 		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		g.mu.Lock()
+		defer g.mu.Unlock()
 		want := []string{"begun", "fresh 1", "fresh 2 gave up"}
 		if len(order) != 3 || order[0] != want[0] || order[1] != want[1] || order[2] != want[2] {
 			t.Errorf("%q, want %q", order, want)
