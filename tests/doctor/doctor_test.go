@@ -30,8 +30,7 @@ const (
 // site is a control plane whose stores hold two certificates that are served.
 type site struct {
 	*lab.Lab
-	good string // its data, stopped and whole
-	kept string // what doctor kept at its first run
+	good string // its data, stopped and whole, with what doctor kept at its first run
 }
 
 func TestDoctor(t *testing.T) {
