@@ -110,6 +110,13 @@ func (w *world) victims() (all []*victim, last *victim) {
 	}
 	last = all[len(all)-1]
 	last.points = ownIdentity
+	if p := crash.Point(*at); p != "" {
+		all = slices.DeleteFunc(all, func(v *victim) bool { return !slices.Contains(v.points, p) || v == last })
+		for _, v := range all {
+			v.points = []crash.Point{p}
+		}
+		return all, last
+	}
 	return all[:len(all)-1], last
 }
 

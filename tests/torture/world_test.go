@@ -37,6 +37,7 @@ const ground = "/mnt" // a file system in memory, of the jail alone
 var (
 	kills = flag.Int("kills", 320, "kills in all worlds together")
 	seed  = flag.Uint64("seed", uint64(time.Now().UnixNano()), "seed of what is killed when")
+	at    = flag.String("at", "", "the only point to kill at, besides random moments")
 	bin   string // programs with crash points
 )
 
