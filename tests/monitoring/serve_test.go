@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -77,6 +78,7 @@ func TestServe(t *testing.T) {
 
 	denied(t, plane)
 	second := *site
+	second.Certificate, second.Key = filepath.Join(site.TLSDir, "blog.pem"), filepath.Join(site.TLSDir, "blog-key.pem")
 	apply(deployment("blog", "public", &second))
 	for _, c := range []struct {
 		what   string
