@@ -79,6 +79,10 @@ func TestServeRestart(t *testing.T) {
 		_, err := plane.Do(ctx, "renew", "deployment", "shop", "--reason", "restart")
 		return err
 	})
+	r.alongside(func(ctx context.Context) error { // an operator at work
+		_, err := plane.Do(ctx, "get", "hosts")
+		return err
+	})
 	for range 5 {
 		r.more(1)
 		<-time.After(rand.N(300 * time.Millisecond)) // at any step of a renewal
@@ -103,6 +107,7 @@ func TestServeRestart(t *testing.T) {
 type renewals struct {
 	s     *shop
 	began time.Time
+	ctx   context.Context
 	stop  context.CancelFunc
 	done  sync.WaitGroup
 
@@ -114,7 +119,7 @@ type renewals struct {
 // renewOn asks for a renewal, waits until it is served, and begins again.
 func (s *shop) renewOn(renew func(context.Context) error) *renewals {
 	ctx, stop := context.WithCancel(s.t.Context())
-	r := &renewals{s: s, began: time.Now(), stop: stop}
+	r := &renewals{s: s, began: time.Now(), ctx: ctx, stop: stop}
 	r.done.Go(func() {
 		for ctx.Err() == nil {
 			err := renew(context.WithoutCancel(ctx))
@@ -130,6 +135,19 @@ func (s *shop) renewOn(renew func(context.Context) error) *renewals {
 	})
 	s.t.Cleanup(r.end)
 	return r
+}
+
+// alongside does something else all the time, which must not fail either.
+func (r *renewals) alongside(do func(context.Context) error) {
+	ctx := r.ctx
+	r.done.Go(func() {
+		for ctx.Err() == nil {
+			if err := do(context.WithoutCancel(ctx)); err != nil {
+				r.note(err)
+				return
+			}
+		}
+	})
 }
 
 func (r *renewals) note(err error) {
