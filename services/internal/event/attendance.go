@@ -16,6 +16,7 @@ import (
 
 const (
 	attendEach = 5 * time.Minute
+	attendSoon = time.Second // while there is nothing to note yet
 	// gapStands is how long a gap is told of: all services look every minute while they run.
 	gapStands = 7 * 24 * time.Hour
 )
@@ -123,30 +124,36 @@ func (a *Attendance) Heard(t time.Time) { a.heard.Store(t.UnixMicro()) }
 // Run writes down now and then until when everything was heard, until ctx ends.
 func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error {
 	for {
-		if err := a.note(ctx, consumer); err != nil && ctx.Err() == nil {
+		noted, err := a.note(ctx, consumer)
+		if err != nil && ctx.Err() == nil {
 			a.Log.WarnContext(ctx, "noting until when events were heard", "consumer", a.Durable, "error", err)
+		}
+		pause := attendEach
+		if !noted && err == nil {
+			pause = attendSoon
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(attendEach):
+		case <-time.After(pause):
 		}
 	}
 }
 
-func (a *Attendance) note(ctx context.Context, consumer jetstream.Consumer) error {
+// note says false when nothing is known to be heard: a new consumer at its first events.
+func (a *Attendance) note(ctx context.Context, consumer jetstream.Consumer) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
 	info, err := consumer.Info(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	last := time.UnixMicro(a.heard.Load())
 	if info.NumPending == 0 && info.NumAckPending == 0 {
 		last = a.Now()
 	}
 	if last.UnixMicro() == 0 {
-		return nil
+		return false, nil
 	}
-	return setMark(ctx, a.DB, a.name(), last)
+	return true, setMark(ctx, a.DB, a.name(), last)
 }
