@@ -224,6 +224,15 @@ func TestIndexBehindTheLog(t *testing.T) {
 			t.Errorf("the log has %d records, %d were recorded", size, recorded)
 		}
 		release()
+		if err := p.recorder.Record(t.Context(), facts(recorded, batchEvents)); err != nil {
+			t.Fatal(err)
+		}
+		p.recorder.mu.Lock()
+		if n := len(p.recorder.tail); n > store.MaxTail {
+			t.Errorf("the tail has %d records", n)
+		}
+		p.recorder.mu.Unlock()
+		recorded += batchEvents
 		checkLog(t, p, uint64(recorded), "when the index goes on")
 		// At rest nothing but the last records, which make no block, is left to do.
 		for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {

@@ -15,7 +15,7 @@ import (
 )
 
 // blocksAtOnce is how many blocks the index is asked for.
-const blocksAtOnce = 64
+const blocksAtOnce = 16
 
 // Search is one search, newest first.
 type Search struct {

@@ -43,7 +43,7 @@ func TestEachIsWhatFilterMatches(t *testing.T) {
 		}
 		rnd := rand.New(rand.NewPCG(3, 4))
 		var all []record.Encoded
-		for len(all) < 2000 { // a tail of 208 at least
+		for len(all) < 4500 { // more blocks than the index is asked for at once, and a tail of 148 at least
 			var batch []record.Encoded
 			for range 100 {
 				pick := func(list []string) string { return list[(len(all)/300+rnd.IntN(2))%len(list)] }
@@ -68,13 +68,16 @@ func TestEachIsWhatFilterMatches(t *testing.T) {
 		if err := recorder.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if next, err := index.Next(ctx); err != nil || next < 1024 {
+		if next, err := index.Next(ctx); err != nil || next < 4096+store.BlockSize {
 			t.Fatalf("only %d of the records are indexed: %v", next, err)
 		}
-		for range 300 {
-			f, before, limit := searchtest.Filter(rnd), uint64(rnd.IntN(2300)), 1+rnd.IntN(300)
+		for n := range 200 {
+			f, before, limit := searchtest.Filter(rnd), uint64(rnd.IntN(5000)), 1+rnd.IntN(300)
 			if rnd.IntN(4) == 0 {
 				before = math.MaxInt64
+			}
+			if n < 2 { // of every block; no more are wanted than there are, but more are noticed
+				f, before, limit = []record.Filter{{}, {Type: "issuer."}}[n], math.MaxInt64, len(all)+1
 			}
 			var want, got []uint64
 			for p, r := range slices.Backward(all) {

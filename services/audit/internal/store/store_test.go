@@ -146,6 +146,10 @@ func TestPositions(t *testing.T) {
 		if diff := cmp.Diff(want, got); err != nil || next != 768 || diff != "" {
 			t.Errorf("%v %d %s", err, next, diff)
 		}
+		// One of many that were made in the same moment.
+		if got, _, err := s.Positions(t.Context(), ids[3:4]); err != nil || len(got) != 1 || got[ids[3]] != 3 {
+			t.Errorf("%v %v", got, err)
+		}
 		if got, _, err := s.Positions(t.Context(), nil); err != nil || len(got) != 0 {
 			t.Errorf("%v %v", got, err)
 		}
@@ -192,7 +196,7 @@ func TestBlocksMissNothing(t *testing.T) {
 				t.Fatalf("%v of %v: %v", limited, got, err)
 			}
 		}
-		if named > 2*needed {
+		if named > needed+needed/20 {
 			t.Errorf("%d blocks were named, %d needed", named, needed)
 		}
 	})
@@ -247,7 +251,8 @@ func TestBlocksUsesKeys(t *testing.T) {
 			var id, parent, unused int
 			var step string
 			return each(ctx, tx, `EXPLAIN QUERY PLAN `+query, args, []any{&id, &parent, &unused, &step}, func() {
-				if strings.HasPrefix(step, "SCAN") || strings.Contains(step, "TEMP B-TREE") {
+				unbounded := strings.HasPrefix(step, "SEARCH t ") && !strings.Contains(step, "(key>? AND key<?)") // all blocks of other terms
+				if unbounded || strings.HasPrefix(step, "SCAN") || strings.Contains(step, "TEMP B-TREE") {
 					t.Errorf("%+v: %s", f, step)
 				}
 			})
