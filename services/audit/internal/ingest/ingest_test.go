@@ -234,16 +234,6 @@ func TestIndexBehindTheLog(t *testing.T) {
 		p.recorder.mu.Unlock()
 		recorded += batchEvents
 		checkLog(t, p, uint64(recorded), "when the index goes on")
-		// At rest nothing but the last records, which make no block, is left to do.
-		for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
-			next, err := p.store.Next(t.Context())
-			if err != nil || time.Now().After(end) {
-				t.Fatalf("indexed up to %d of %d: %v", next, recorded, err)
-			}
-			if uint64(recorded)-next < store.BlockSize {
-				break
-			}
-		}
 		closeParts(t, p)
 
 		if p, err = openParts(t.Context(), t, dir, c); err != nil {
@@ -251,6 +241,34 @@ func TestIndexBehindTheLog(t *testing.T) {
 		}
 		again(recorded + 500)
 		checkLog(t, p, uint64(recorded)+500, "after a restart")
+		closeParts(t, p)
+	})
+}
+
+// TestIndexAtRest: what came while the index was written is indexed without another call.
+func TestIndexAtRest(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		p, err := openParts(t.Context(), t, t.TempDir(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		release := p.stopIndex(t)
+		for from := 0; from < 900; from += 300 {
+			if err := p.recorder.Record(t.Context(), facts(from, 300)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		release()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+			next, err := p.store.Next(t.Context())
+			if err != nil || time.Now().After(end) {
+				t.Fatalf("indexed up to %d of 900: %v", next, err)
+			}
+			if next == 3*store.BlockSize {
+				break
+			}
+		}
+		checkLog(t, p, 900, "at rest")
 		closeParts(t, p)
 	})
 }

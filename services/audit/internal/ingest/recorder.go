@@ -217,7 +217,6 @@ func (r *Recorder) Positions(ctx context.Context, ids []uuid.UUID) (map[uuid.UUI
 func (r *Recorder) extend(records []record.Encoded) {
 	r.look.Lock()
 	defer r.look.Unlock()
-	r.tail = slices.Grow(r.tail, len(records))
 	for _, one := range records {
 		r.ids[one.ID] = r.from + uint64(len(r.tail))
 		one.Data = nil

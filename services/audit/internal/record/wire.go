@@ -2,7 +2,6 @@ package record
 
 import (
 	"math"
-	"slices"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/proto"
@@ -34,16 +33,12 @@ const (
 // and the texts are parts of data. It does so for what services send; false means that there is something in it that they do not
 // send, and the whole batch has to be read the general way.
 func (m *Maker) Batch(all []Encoded, publisher, data string) ([]Encoded, bool) {
-	count := 0
-	for w := (wire{data}); w.rest != ""; count++ {
-		if field, _, ok := w.bytes(); !ok || field != fieldEvent {
-			return all, false
-		}
-	}
 	before := len(all)
-	all = slices.Grow(all, count)
 	for w := (wire{data}); w.rest != ""; {
-		_, event, _ := w.bytes()
+		field, event, ok := w.bytes()
+		if !ok || field != fieldEvent {
+			return all[:before], false
+		}
 		one, ok := m.event(publisher, event)
 		if !ok {
 			return all[:before], false
