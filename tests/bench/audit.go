@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+	_ "modernc.org/sqlite" // driver "sqlite"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
@@ -38,16 +40,18 @@ const (
 	tesseraAge      = 5 * time.Millisecond
 	tesseraPushback = 4 * tesseraBatch
 	checkpointEvery = 200 * time.Millisecond
+	// Of services/audit/internal/store: the records of a last block that is not whole are not indexed.
+	indexBlock = 256
 )
 
 // audit compares records a second: the audit service, from JetStream messages to a published checkpoint and a searchable index,
 // and Tessera alone, with the same records, settings and disk. Then it verifies the log.
 func (b *bench) audit(ctx context.Context) error {
-	var ours, bares, verified, ratios []float64
+	var ours, logged, bares, verified, ratios []float64
 	var oursCPU, bareCPU time.Duration // of all rounds
 	for round := range b.rounds {
 		dir := filepath.Join(b.Dir, strconv.Itoa(round))
-		rate, spent, verifier, err := auditService(ctx, dir, b.records, b.profile)
+		taken, err := auditService(ctx, dir, b.records, b.profile)
 		if err != nil {
 			return fmt.Errorf("the audit service: %w", err)
 		}
@@ -56,7 +60,7 @@ func (b *bench) audit(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		oursCPU += spent
+		oursCPU += taken.cpu
 		before := ownCPU()
 		bare, err := bareTessera(ctx, filepath.Join(dir, "bare"), records)
 		if err != nil {
@@ -64,7 +68,7 @@ func (b *bench) audit(ctx context.Context) error {
 		}
 		bareCPU += ownCPU() - before
 		begun := time.Now()
-		report, err := auditlog.VerifyDir(ctx, log, auditlog.Options{Key: verifier})
+		report, err := auditlog.VerifyDir(ctx, log, auditlog.Options{Key: taken.verifier})
 		if err != nil {
 			return err
 		}
@@ -72,7 +76,9 @@ func (b *bench) audit(ctx context.Context) error {
 		if report.Records < uint64(b.records) {
 			return fmt.Errorf("%d records verified, %d were sent", report.Records, b.records)
 		}
+		rate := float64(b.records) / taken.indexed.Seconds()
 		ours, bares, ratios = append(ours, rate), append(bares, bare), append(ratios, rate/bare)
+		logged = append(logged, float64(b.records)/taken.logged.Seconds())
 		if err := os.RemoveAll(dir); err != nil {
 			return err
 		}
@@ -80,6 +86,7 @@ func (b *bench) audit(ctx context.Context) error {
 	fmt.Printf("\nAudit log: %d records of issued certificates, %d rounds of each, alternating\n", b.records, b.rounds)
 	fmt.Printf("  %-52s %10.0f records/s\n", "bare Tessera, same records and settings", middle(bares))
 	fmt.Printf("  %-52s %10.0f records/s\n", "audit service: JetStream, canonical JSON, log, index", middle(ours))
+	fmt.Printf("  %-52s %10.0f records/s\n", "the same until the checkpoint, the index behind", middle(logged))
 	fmt.Printf("  audit : Tessera = %.0f %%, by CPU %.0f %% (%.3f and %.3f CPU s/1000)\n", 100*middle(ratios), 100*bareCPU.Seconds()/oursCPU.Seconds(),
 		1000*oursCPU.Seconds()/float64(b.records*b.rounds), 1000*bareCPU.Seconds()/float64(b.records*b.rounds))
 	fmt.Printf("  %-52s %10.0f records/s\n", "verification of the log: every record, tile, signature", middle(verified))
@@ -98,6 +105,7 @@ func issuedEvents(n int) ([][]byte, error) {
 	}
 	var messages [][]byte
 	var batch eventv1.EventBatch
+	size := 0
 	for i := range n {
 		w := all[i%len(all)]
 		if i < len(all) { // one certificate in the place of the CSR for each identity does: signing is not what is measured
@@ -124,67 +132,74 @@ func issuedEvents(n int) ([][]byte, error) {
 				RequestId: request, Identity: w.GetIdentity(), Profile: "bench", Authority: "bench", Chain: [][]byte{w.GetCsr(), sign.ca.Raw},
 			}},
 		})
-		if len(batch.GetEvents()) == perMessage || i == n-1 || proto.Size(&batch) > 480<<10 {
+		size += proto.Size(batch.GetEvents()[len(batch.GetEvents())-1])
+		if len(batch.GetEvents()) == perMessage || i == n-1 || size > 480<<10 {
 			data, err := proto.Marshal(&batch)
 			if err != nil {
 				return nil, err
 			}
 			messages = append(messages, data)
-			batch.Events = nil
+			batch.Events, size = nil, 0
 		}
 	}
 	return messages, nil
 }
 
-// auditService gives the rate at which the service takes what waits at JetStream into its log, the processor time that took, and
-// the log's key.
-func auditService(ctx context.Context, dir string, n int, profile string) (rate float64, cpu time.Duration, verifier string, err error) {
+// intake says how long the service took for the records that waited at JetStream.
+type intake struct {
+	logged   time.Duration // until a checkpoint covered the last record
+	indexed  time.Duration // until their whole blocks were in the index, too
+	cpu      time.Duration // until then
+	verifier string        // the log's key
+}
+
+func auditService(ctx context.Context, dir string, n int, profile string) (t intake, err error) {
 	messages, err := issuedEvents(n)
 	if err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	broker, err := server.NewServer(&server.Options{ServerName: "bench", DontListen: true, JetStream: true, StoreDir: filepath.Join(dir, "nats"), SyncAlways: true, NoSigs: true, NoLog: true})
 	if err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	broker.Start()
 	defer func() { broker.Shutdown(); broker.WaitForShutdown() }()
 	if !broker.ReadyForConnections(20 * time.Second) {
-		return 0, 0, "", errors.New("the broker does not get ready")
+		return t, errors.New("the broker does not get ready")
 	}
 	conn, err := nats.Connect("", nats.InProcessServer(broker))
 	if err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	defer conn.Close()
 	if err := audit.EnsureStreams(ctx, conn); err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	js, err := jetstream.New(conn)
 	if err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	for _, m := range messages {
 		if _, err := js.Publish(ctx, "sallyport.v1.issuer.facts", m); err != nil {
-			return 0, 0, "", err
+			return t, err
 		}
 	}
 	ca, err := identity.CreateAuthority(domain, time.Now)
 	if err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	source, err := minted(ca, identity.ServiceID, audit.Name)
 	if err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	c := audit.Config{Directory: filepath.Join(dir, "log"), CheckpointInterval: config.Duration(checkpointEvery)}
 	c.Database.Driver, c.Database.DSN = "sqlite", filepath.Join(dir, "audit.db")
 	service, err := audit.New(ctx, c, audit.Deps{Source: source, NATS: conn, Log: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))})
 	if err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	defer func() { err = errors.Join(err, service.Close()) }()
 	running, stop := context.WithCancel(ctx)
@@ -192,18 +207,47 @@ func auditService(ctx context.Context, dir string, n int, profile string) (rate 
 	stopProfile, err := startProfile(profile)
 	if err != nil {
 		stop()
-		return 0, 0, "", err
+		return t, err
 	}
 	begun, before := time.Now(), ownCPU()
 	go func() { done <- service.Run(running) }()
 	err = awaitLog(ctx, filepath.Join(c.Directory, "log", "checkpoint"), uint64(n))
-	took, spent := time.Since(begun), ownCPU()-before
+	t.logged = time.Since(begun)
+	if err == nil {
+		err = awaitIndex(ctx, c.Database.DSN, n/indexBlock)
+	}
+	t.indexed, t.cpu = time.Since(begun), ownCPU()-before
 	stop()
 	if err = errors.Join(err, <-done, stopProfile()); err != nil {
-		return 0, 0, "", err
+		return t, err
 	}
 	key, err := os.ReadFile(filepath.Join(c.Directory, "verifier"))
-	return float64(n) / took.Seconds(), spent, string(key), err
+	t.verifier = string(key)
+	return t, err
+}
+
+// awaitIndex waits until the index has so many blocks.
+func awaitIndex(ctx context.Context, file string, blocks int) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, drained)
+	defer cancel()
+	index, err := sql.Open("sqlite", "file:"+file+"?mode=ro")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, index.Close()) }()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var now int
+		if err := index.QueryRowContext(ctx, `SELECT count(*) FROM block`).Scan(&now); err != nil || now >= blocks {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the index has %d of %d blocks: %w", now, blocks, ctx.Err())
+		case <-tick.C:
+		}
+	}
 }
 
 // startProfile writes a processor profile of this process to a file until it is stopped; without a file it does nothing.
