@@ -246,7 +246,7 @@ func (s *Server) Serve(ctx context.Context, lis net.Listener) error {
 	case <-ctx.Done():
 	}
 	s.shutdown(ctx)
-	if err := <-served; err != nil {
+	if err := <-served; err != nil && !errors.Is(err, grpc.ErrServerStopped) { // it was to stop before it had begun
 		return fmt.Errorf("serving on %s: %w", lis.Addr(), err)
 	}
 	return nil

@@ -118,6 +118,9 @@ func inventoryMethods() map[string][]identity.Role {
 	for _, m := range inventoryv1.InventoryService_ServiceDesc.Methods {
 		all["/"+inventoryv1.InventoryService_ServiceDesc.ServiceName+"/"+m.MethodName] = []identity.Role{identity.RoleIssuer}
 	}
+	for _, m := range inventoryv1.InventoryService_ServiceDesc.Streams {
+		all["/"+inventoryv1.InventoryService_ServiceDesc.ServiceName+"/"+m.StreamName] = []identity.Role{identity.RoleIssuer}
+	}
 	return all
 }
 

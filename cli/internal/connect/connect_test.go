@@ -81,6 +81,9 @@ func (s site) serve(t *testing.T, name string, limits rpc.Limits, get func() err
 	for _, m := range inventoryv1.InventoryService_ServiceDesc.Methods {
 		methods["/"+inventoryv1.InventoryService_ServiceDesc.ServiceName+"/"+m.MethodName] = []identity.Role{identity.RoleOperator}
 	}
+	for _, m := range inventoryv1.InventoryService_ServiceDesc.Streams {
+		methods["/"+inventoryv1.InventoryService_ServiceDesc.ServiceName+"/"+m.StreamName] = []identity.Role{identity.RoleOperator}
+	}
 	server, err := rpc.NewServer(rpc.ServerConfig{
 		Sources: map[string]identity.Source{name: src}, Default: name, Methods: methods, Limits: limits, Log: slog.New(slog.DiscardHandler),
 	})

@@ -12,8 +12,15 @@ import (
 
 func TestMethodsAreAllOfThem(t *testing.T) {
 	all := Methods()
+	var names []string
 	for _, m := range issuerv1.IssuerService_ServiceDesc.Methods {
-		full := "/" + issuerv1.IssuerService_ServiceDesc.ServiceName + "/" + m.MethodName
+		names = append(names, m.MethodName)
+	}
+	for _, m := range issuerv1.IssuerService_ServiceDesc.Streams {
+		names = append(names, m.StreamName)
+	}
+	for _, name := range names {
+		full := "/" + issuerv1.IssuerService_ServiceDesc.ServiceName + "/" + name
 		if len(all[full]) == 0 {
 			t.Errorf("%s has no roles", full)
 		}

@@ -48,6 +48,9 @@ func TestIdentities(t *testing.T) {
 	for _, m := range inventoryv1.InventoryService_ServiceDesc.Methods {
 		methods["/"+inventoryv1.InventoryService_ServiceDesc.ServiceName+"/"+m.MethodName] = []identity.Role{identity.RoleIssuer}
 	}
+	for _, m := range inventoryv1.InventoryService_ServiceDesc.Streams {
+		methods["/"+inventoryv1.InventoryService_ServiceDesc.ServiceName+"/"+m.StreamName] = []identity.Role{identity.RoleIssuer}
+	}
 	srv := d.Serve("inventory", rpc.ServerConfig{Methods: methods}, func(r grpc.ServiceRegistrar) { inventoryv1.RegisterInventoryServiceServer(r, inv) })
 	var mu sync.Mutex
 	clock := time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)
