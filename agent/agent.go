@@ -290,7 +290,7 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, conn *gr
 		return nil, err
 	}
 	talk, err := session.New(session.Config{
-		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log, Connect: conn.ResetConnectBackoff,
+		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log, Connect: func() { rpc.TryNow(conn) },
 		Changed: func() { worker.Wake(); responder.Wake(); observer.Wake() },
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
@@ -83,6 +84,14 @@ func dialFirstContact(address string, token identity.JoinToken, dialer Dialer, n
 	}
 	f.ClientConn = conn
 	return f, nil
+}
+
+// TryNow ends gRPC's own pause after a connection that failed, for a caller that has pauses of its own. In any other state it
+// does nothing: grpc-go (v1.85) reads its connections without their lock there, and they are only made in the others.
+func TryNow(cc *grpc.ClientConn) {
+	if cc.GetState() == connectivity.TransientFailure {
+		cc.ResetConnectBackoff()
+	}
 }
 
 func dial(address, service string, creds credentials.TransportCredentials, dialer Dialer, maxMessage int) (*grpc.ClientConn, error) {

@@ -59,7 +59,7 @@ func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 		var e *fault.Error
 		if errors.As(err, &e) && away(e) && time.Since(begun) < patience && ctx.Err() == nil {
 			wait(ctx, max(e.RetryAfter, tryAgain))
-			c.cc.ResetConnectBackoff()
+			rpc.TryNow(c.cc)
 			try--
 			continue
 		}
