@@ -208,11 +208,13 @@ func (p *plant) start(name string) {
 	if len(p.brokers) == 3 {
 		changes["replicas: 1"] = "replicas: 3"
 	}
-	programs, metrics := p.Bin, "metrics:\n  listen: "+address(p.t)+"\n"
-	if other := p.programs[name]; other != "" {
-		programs, metrics = other, "" // the version before knows nothing of them
+	if len(p.programs) == 0 { // the version before knows nothing of them
+		changes[map[string]string{"inventory": "127.0.0.1:9465", "issuer": "127.0.0.1:9466", "deployer": "127.0.0.1:9464", "audit": "127.0.0.1:9467"}[service]] = address(p.t)
 	}
-	changes["metrics:\n  listen: "+map[string]string{"inventory": "127.0.0.1:9465", "issuer": "127.0.0.1:9466", "deployer": "127.0.0.1:9464", "audit": "127.0.0.1:9467"}[service]+"\n"] = metrics
+	programs := p.Bin
+	if other := p.programs[name]; other != "" {
+		programs = other
+	}
 	config := p.configure(service+".yaml", name+".yaml", changes)
 	proc, err := p.Start(lab.Command{Name: name, Path: filepath.Join(programs, "sallyport-"+service), Args: []string{"--config", config}})
 	must(p.t, err)

@@ -39,7 +39,7 @@ func TestVersions(t *testing.T) {
 					p.start("deployer-2")
 				}
 				p.stop(service)
-				delete(p.programs, service)
+				p.programs[service] = p.Bin
 				p.start(service)
 				if service == "deployer" {
 					p.besideReplica(shop)

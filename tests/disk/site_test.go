@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, m.Run))
 }
 
-// patience is how long anything may take before it counts as never.
-const patience = 45 * time.Second
+// patience is how long anything may take before it counts as never. An agent that has tried for half a minute pauses as long again.
+const patience = 100 * time.Second
 
 // config makes the loops quick enough to be waited for.
 const config = `
