@@ -111,7 +111,7 @@ var damages = []damage{
 	{rule: "certificate-assigned", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET fingerprint = ''`},
 	{rule: "served-is-assigned", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET served = 'ab'`},
 	{rule: "certificate-of-wish", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET fingerprint = 'ab', served = 'ab'`},
-	{rule: "wish-requested", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET state = 'requested', fingerprint = '', csr = x'00', generation = 9, request_next = 8000000000000000`},
+	{rule: "wish-requested", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET state = 'requested', fingerprint = '', csr = x'00', generation = 9, request_next = 8000000000000000`, late: true},
 	{rule: "intent-open", service: "deployer", subject: "intents/cancel/gone", store: "deployer", sql: `INSERT INTO intent (id, stamp, ready, message, due, tries, created) VALUES ('cancel/gone', '', 0, '', 8000000000000000, 0, 1)`, late: true},
 	{rule: "report-of-assignment", service: "deployer", subject: "assignments/gone", store: "deployer", sql: twin("report", "id, assignment", `'x', 'gone'`, "TRUE")},
 	{rule: "agent-key", service: "deployer", subject: "agents/web", store: "deployer", sql: `UPDATE agent SET key_hash = ''`},
