@@ -151,7 +151,7 @@ func (s *Store) Forget(assignment string, generation int64) error {
 	return err
 }
 
-// Keep erases the keys of all assignments but these, and says how many that were.
+// Keep erases the keys of all assignments but these, and says how many that were. What has no name of ours stays.
 func (s *Store) Keep(assignments map[string]bool) (erased int, err error) {
 	kept := map[string]bool{}
 	for a := range assignments {
@@ -159,7 +159,7 @@ func (s *Store) Keep(assignments map[string]bool) (erased int, err error) {
 	}
 	names, err := s.folder.Names()
 	for _, n := range names {
-		if key, _, _ := strings.Cut(n, "-"); !kept[key] {
+		if key, _, ours := strings.Cut(n, "-"); ours && len(key) == len(disk.Key("")) && !kept[key] {
 			err = errors.Join(err, s.folder.Remove(n))
 			erased++
 		}

@@ -150,10 +150,13 @@ func TestKeep(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := s.folder.Put("a-stranger", nil); err != nil {
+		t.Fatal(err)
+	}
 	if erased, err := s.Keep(map[string]bool{"kept": true, "other": true}); err != nil || erased != 2 {
 		t.Errorf("erased %d: %v", erased, err)
 	}
-	if left, err := s.Count(); err != nil || left != 2 {
+	if left, err := s.Count(); err != nil || left != 3 {
 		t.Errorf("%d left: %v", left, err)
 	}
 	if _, err := s.Get(t.Context(), ID{"kept", 2, 1}); err != nil {
