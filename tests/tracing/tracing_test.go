@@ -139,23 +139,34 @@ func (w *world) story(c *collector, id, deployment string, want [][2]string) {
 // records wants the audit log to tell the same story under the same trace.
 func (w *world) records(c *collector, id string) {
 	w.t.Helper()
-	list, err := w.audit.ListRecords(w.t.Context(), &auditv1.ListRecordsRequest{Filter: &auditv1.RecordFilter{TraceId: id}, PageSize: 200})
-	must(w.t, err)
-	have := map[string]bool{}
-	for _, one := range list.GetRecords() {
-		r, err := auditlog.ParseRecord(one.GetJson())
-		must(w.t, err)
-		have[r.Type] = true
-		if c != nil && r.Type == "deployer.deployment.applied" {
-			if got := c.requestID(id, applied); got == "" || got != r.RequestID {
-				w.t.Errorf("the request id is %q in the span and %q in the record", got, r.RequestID)
+	requestID := ""
+	must(w.t, lab.Await(w.t.Context(), patience, "the records of the trace", func() error {
+		list, err := w.audit.ListRecords(w.t.Context(), &auditv1.ListRecordsRequest{Filter: &auditv1.RecordFilter{TraceId: id}, PageSize: 200})
+		if err != nil {
+			return err
+		}
+		have := map[string]bool{}
+		for _, one := range list.GetRecords() {
+			r, err := auditlog.ParseRecord(one.GetJson())
+			if err != nil {
+				return err
+			}
+			have[r.Type] = true
+			if r.Type == "deployer.deployment.applied" {
+				requestID = r.RequestID
 			}
 		}
-	}
-	for _, kind := range []string{"deployer.deployment.applied", "deployer.assignment.planned", "deployer.assignment.assigned", "deployer.assignment.requested",
-		"issuer.request.issued", "deployer.assignment.issued", "deployer.assignment.served"} {
-		if !have[kind] {
-			w.t.Errorf("trace %s has no record %s, only %v", id, kind, slices.Sorted(maps.Keys(have)))
+		for _, kind := range []string{"deployer.deployment.applied", "deployer.assignment.planned", "deployer.assignment.assigned", "deployer.assignment.requested",
+			"issuer.request.issued", "deployer.assignment.issued", "deployer.assignment.served"} {
+			if !have[kind] {
+				return fmt.Errorf("trace %s has no record %s, only %v", id, kind, slices.Sorted(maps.Keys(have)))
+			}
+		}
+		return nil
+	}))
+	if c != nil {
+		if got := c.requestID(id, applied); got == "" || got != requestID {
+			w.t.Errorf("the request id is %q in the span and %q in the record", got, requestID)
 		}
 	}
 }
