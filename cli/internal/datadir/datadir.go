@@ -72,7 +72,9 @@ type Dir struct {
 
 // Inspect reads what a directory is that another process may be working on.
 func Inspect(path string) (Marker, error) {
-	if err := ours(path); err != nil {
+	if err := ours(path); errors.Is(err, fs.ErrNotExist) {
+		return Marker{}, exit.Errorf(exit.Data, "there is no %s: name the data directory of \"sallyport serve\" by --data", path)
+	} else if err != nil {
 		return Marker{}, err
 	}
 	d := &Dir{Path: path}

@@ -240,3 +240,10 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestInspectNothing(t *testing.T) {
+	_, err := Inspect(filepath.Join(t.TempDir(), "none"))
+	if err == nil || exit.Of(err) != exit.Data || !strings.Contains(err.Error(), "--data") {
+		t.Errorf("%v", err)
+	}
+}
