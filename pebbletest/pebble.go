@@ -58,6 +58,12 @@ type Options struct {
 	BadNonces int
 	// AuthorizationReuse is the percentage of orders that get valid authorizations again.
 	AuthorizationReuse int
+	// OrdersPerPage is how many orders a page of an account's list has; Pebble's own 3 when 0.
+	OrdersPerPage int
+	// ReuseOrders answers an account that orders the same again with its unfinished order, as Let's Encrypt does.
+	ReuseOrders bool
+	// Unlisted keeps no list of an account's orders, as Let's Encrypt does.
+	Unlisted bool
 	// AdviceEvery is the Retry-After on renewal advice (RFC 9773 section 4.3), at least a second; Pebble's own 6 hours when 0.
 	AdviceEvery time.Duration
 	// Log takes Pebble's own log; discarded when nil.
@@ -121,7 +127,7 @@ func Start(o Options) (*Pebble, error) {
 	}
 	logger := log.New(o.Log, "pebble ", log.LstdFlags|log.Lmicroseconds)
 	front := p.newFrontEnd(o, logger, resolver, profiles)
-	if p.api, err = serve(o.Address, endpoint, p.faults.before(adviseEvery(o.AdviceEvery, p.serialised(front.Handler())))); err != nil {
+	if p.api, err = serve(o.Address, endpoint, p.faults.before(adviseEvery(o.AdviceEvery, p.serialised(p.reusing(o, front.Handler()))))); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -143,6 +149,8 @@ func (p *Pebble) newFrontEnd(o Options, logger *log.Logger, resolver string, pro
 		"PEBBLE_VA_NOSLEEP":      "1",
 		"PEBBLE_WFE_NONCEREJECT": fmt.Sprint(o.BadNonces),
 		"PEBBLE_AUTHZREUSE":      fmt.Sprint(o.AuthorizationReuse),
+
+		"PEBBLE_WFE_ORDERS_PER_PAGE": fmt.Sprint(o.OrdersPerPage),
 	} {
 		defer restoreEnv(name)()
 		if err := os.Setenv(name, value); err != nil {

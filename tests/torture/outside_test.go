@@ -6,12 +6,16 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/sallyport-pki/sallyport/auditlog"
+	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
 	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
@@ -27,9 +31,10 @@ func (w *world) outside() {
 	for _, h := range w.hosts {
 		w.served(ctx, h, requests)
 	}
-	w.orders(requests)
+	w.certificates(requests)
+	w.orders(ctx, requests)
 	key := strings.TrimSpace(ok(w.plane.Do(ctx, "audit", "key"))(w.t))
-	ok(w.plane.Do(ctx, "audit", "verify", "--key", key, filepath.Join(w.plane.Data, "audit")))(w.t)
+	ok(w.plane.Do(ctx, "audit", "verify", "--key", key, w.log))(w.t)
 	if w.t.Failed() {
 		w.t.FailNow()
 	}
@@ -111,8 +116,8 @@ func (w *world) onDisk(h *host) (crypto.Signer, []*x509.Certificate) {
 	return key, chain
 }
 
-// orders compares the CA's books with the issuer's.
-func (w *world) orders(requests map[string]*issuerv1.Request) {
+// certificates compares those that the CA has issued with the issuer's.
+func (w *world) certificates(requests map[string]*issuerv1.Request) {
 	orders := w.ca.Orders()
 	issued := map[string]int{} // of one wish
 	wish := regexp.MustCompile(`^(.*)-(\d+)$`)
@@ -131,12 +136,10 @@ func (w *world) orders(requests map[string]*issuerv1.Request) {
 		}
 		delete(orders, r.GetOrderUrl())
 	}
-	unused := 0
-	for url, done := range orders { // those of requests that were given up, and those whose answer was lost
+	for url, done := range orders {
 		if done {
 			w.t.Errorf("the CA has issued for order %s, which no issued request has", url)
 		}
-		unused++
 	}
 	if n := w.ca.Issued(); n != atCA {
 		w.t.Errorf("the CA has issued %d certificates, the issuer has %d", n, atCA)
@@ -146,5 +149,58 @@ func (w *world) orders(requests map[string]*issuerv1.Request) {
 			w.t.Errorf("%d certificates were issued for %s, one generation of one assignment", n, wish)
 		}
 	}
-	w.t.Logf("%d orders at the CA for %d certificates, %d given up", atCA+unused, atCA, unused)
+}
+
+// orders accounts for every order at the CA by what was recorded before and after it was made: an intent makes one order at
+// most, however often the issuer dies between its asking and its noting; nobody else makes any; and an order is one request's.
+// An intent is without an order only if the request was given up meanwhile. Its order, if the CA had made it by then, belongs
+// to nobody, or to a later request that has looked for its own and found it. docs/durability.md says why.
+func (w *world) orders(ctx context.Context, requests map[string]*issuerv1.Request) {
+	atCA := w.ca.Orders()
+	all := len(atCA)
+	intents, of := map[string]int{}, map[string]string{}
+	for _, r := range w.records(ctx, "issuer.request.") {
+		id, url := strings.TrimPrefix(r.Subject, "requests/"), r.Facts["order"]
+		switch r.Type {
+		case "issuer.request.ordering":
+			intents[id]++
+		case "issuer.request.ordered":
+			intents[id]--
+			if other := of[url]; other != "" {
+				w.t.Errorf("order %s is of two requests, %s and %s", url, other, id)
+			}
+			if _, there := atCA[url]; !there && of[url] == "" {
+				w.t.Errorf("the CA has no order %s, which request %s has", url, id)
+			}
+			of[url] = id
+			delete(atCA, url)
+		}
+	}
+	open := 0
+	for id, n := range intents {
+		state := requests[id].GetState()
+		over := state == issuerv1.RequestState_REQUEST_STATE_CANCELLED || state == issuerv1.RequestState_REQUEST_STATE_REFUSED
+		switch {
+		case n == 1 && (over || state == issuerv1.RequestState_REQUEST_STATE_ORDERING):
+			open++
+		case n != 0:
+			w.t.Errorf("request %s, %s, has noted %d intents to order more than orders", id, state, n)
+		}
+	}
+	if len(atCA) > open {
+		w.t.Errorf("%d orders at the CA are nobody's, %d intents are without an order: %v", len(atCA), open, slices.Collect(maps.Keys(atCA)))
+	}
+	w.t.Logf("%d orders at the CA, of %d requests; %d are nobody's, %d intents were given up", all, len(intents), len(atCA), open)
+}
+
+func (w *world) records(ctx context.Context, kind string) (all []auditlog.Record) {
+	for q := (&auditv1.ListRecordsRequest{PageSize: 1000, Filter: &auditv1.RecordFilter{Type: kind}}); ; {
+		page := ok(w.audit.ListRecords(ctx, q))(w.t)
+		for _, one := range page.GetRecords() {
+			all = append(all, ok(auditlog.ParseRecord(one.GetJson()))(w.t))
+		}
+		if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
+			return all
+		}
+	}
 }

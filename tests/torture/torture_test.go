@@ -4,7 +4,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"slices"
-	"sync"
 	"testing"
 	"time"
 
@@ -14,6 +13,7 @@ import (
 
 const (
 	forAll   = 150         // kills from which on every point must have been reached
+	forEach  = 1500        // kills from which on each daemon must have died at each of its own
 	perBatch = 80          // kills between two looks at the whole
 	short    = time.Second // for an operator's call, whatever becomes of it
 	reach    = time.Second
@@ -21,21 +21,30 @@ const (
 	renewal  = 75 * time.Second // until an agent has renewed its own identity
 )
 
-// TestTorture runs a world on SQLite and one on PostgreSQL. Together they die at every point there is.
+// TestTorture runs serve on SQLite, serve on PostgreSQL, and the four daemons. Together they die at every point there is.
 func TestTorture(t *testing.T) {
 	t.Logf("go test ./tests/torture -run TestTorture -kills %d -seed %d", *kills, *seed)
-	b := &book{tried: map[crash.Point]int{}, killed: map[crash.Point]int{}}
+	b := newBook()
+	own := map[string]*book{}
 	t.Run("worlds", func(t *testing.T) {
-		for i, store := range []string{"sqlite", "postgres"} {
-			t.Run(store, func(t *testing.T) {
+		for i, one := range []struct {
+			kind  string
+			kills int
+		}{{"sqlite", *kills * 2 / 5}, {"postgres", *kills * 2 / 5}, {"daemons", *kills / 5}} {
+			t.Run(one.kind, func(t *testing.T) {
 				t.Parallel()
 				begun := time.Now()
-				w := newWorld(t, store, b, rand.New(rand.NewPCG(*seed, uint64(i))))
-				w.torture((*kills + 1) / 2)
+				w := newWorld(t, one.kind, b, rand.New(rand.NewPCG(*seed, uint64(i))))
+				w.torture(one.kills)
 				b.mu.Lock()
 				defer b.mu.Unlock()
 				b.all += w.killed
 				t.Logf("%d kills in %s", w.killed, time.Since(begun).Round(time.Second))
+				for _, v := range w.control {
+					if v.tally != w.tally {
+						own[v.name] = v.tally.book
+					}
+				}
 			})
 		}
 	})
@@ -43,70 +52,37 @@ func TestTorture(t *testing.T) {
 		return
 	}
 	declared := slices.Concat(crash.FirstStart, crash.Plane(), crash.Enrol, crash.Agent)
-	at := 0
-	for _, p := range declared {
-		at += b.killed[p]
-		if b.killed[p] == 0 {
-			t.Errorf("nothing was killed at %s: it is stale, or the scenario does not come there", p)
+	wrong, at := b.against(declared)
+	for _, service := range services {
+		missing, more := own[service].against(append(pointsOf(service), crash.LogKeyMade))
+		if at += more; *kills >= forEach {
+			for _, one := range missing {
+				wrong = append(wrong, "the "+service+": "+one)
+			}
 		}
 	}
-	for p := range b.killed {
-		if !slices.Contains(declared, p) {
-			t.Errorf("%s is passed and not declared", p)
-		}
+	for _, one := range wrong {
+		t.Error(one)
 	}
 	t.Logf("%d kills, %d of them at %d points", b.all, at, len(declared))
 }
 
-// book is what the worlds have done together.
-type book struct {
-	mu            sync.Mutex
-	all           int
-	tried, killed map[crash.Point]int // killed has each point that was passed
-}
-
-// least is one of the points at which least was killed, and of these least tried; done says that it was killed at.
-func (b *book) least(points []crash.Point) (least crash.Point, done bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	score := func(p crash.Point) int { return 4*b.killed[p] + b.tried[p] }
-	for i, p := range points {
-		if i == 0 || score(p) < score(least) {
-			least = p
-		}
-	}
-	b.tried[least]++
-	return least, b.killed[least] > 0
-}
-
-func (b *book) note(p crash.Point, killed int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.killed[p] += killed
-}
-
-// reached says that something was killed at each of the points.
-func (b *book) reached(points ...crash.Point) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return !slices.ContainsFunc(points, func(p crash.Point) bool { return b.killed[p] == 0 })
-}
-
 // victim is a program that can be killed.
 type victim struct {
-	name   string
-	proc   func() *lab.Process
-	launch func(env ...string) error
-	plane  bool
-	points []crash.Point
+	name    string
+	proc    func() *lab.Process
+	launch  func(env ...string) error
+	points  []crash.Point
+	tally   *tally
+	answers func(ctx context.Context) error // of the control plane's alone
 }
 
 // victims are the control plane and the agents. The last agent is killed at nothing but the steps of its own identity, which
 // come seldom.
 func (w *world) victims() (all []*victim, last *victim) {
-	all = append(all, &victim{name: "control", plane: true, points: w.shuffled(crash.Plane()), proc: func() *lab.Process { return w.plane.Process }, launch: w.plane.Launch})
+	all = slices.Clone(w.control)
 	for _, h := range w.hosts {
-		all = append(all, &victim{name: h.Name, points: w.shuffled(w.reachable(h)), proc: func() *lab.Process { return h.Process }, launch: h.Start})
+		all = append(all, &victim{name: h.Name, points: w.shuffled(w.reachable(h)), tally: w.tally, proc: func() *lab.Process { return h.Process }, launch: h.Start})
 	}
 	last = all[len(all)-1]
 	last.points = ownIdentity
@@ -145,9 +121,9 @@ func (w *world) torture(n int) {
 		w.tend(last)
 		v := victims[w.r.IntN(len(victims))]
 		if w.r.IntN(3) == 0 {
-			v = victims[0]
+			v = victims[w.r.IntN(min(len(w.control), len(victims)))]
 		}
-		p, again := w.book.least(v.points)
+		p, again := v.tally.book.least(v.points)
 		n := 1
 		if again {
 			n += w.r.IntN(3)
@@ -158,7 +134,7 @@ func (w *world) torture(n int) {
 			next = w.killed + perBatch
 		}
 	}
-	if *kills >= forAll {
+	if least := map[bool]int{true: forAll, false: forEach}[len(w.control) == 1]; *kills >= least {
 		w.rest(victims, last)
 	}
 	w.kill(last)
@@ -170,19 +146,22 @@ func (w *world) torture(n int) {
 func (w *world) rest(victims []*victim, last *victim) {
 	for _, v := range victims {
 		for _, p := range v.points {
-			for try := 0; try < 3 && !w.book.reached(p); try++ {
-				w.t.Logf("nothing was killed at %s yet", p)
+			for try := 0; try < 3 && !v.tally.book.reached(p); try++ {
+				w.t.Logf("%s was not killed at %s yet", v.name, p)
 				w.round(v, p, 1, reachAll)
 			}
 		}
 	}
-	for begun := time.Now(); time.Since(begun) < renewal && !w.book.reached(last.points...); time.Sleep(100 * time.Millisecond) {
+	for begun := time.Now(); time.Since(begun) < renewal && !last.tally.book.reached(last.points...); time.Sleep(100 * time.Millisecond) {
 		w.tend(last)
 	}
 }
 
 // round kills a program at a random moment, starts it with a point armed, gives it work, and starts it again when it has died.
 func (w *world) round(v *victim, p crash.Point, n int, patience time.Duration) {
+	if p == "" {
+		patience = 0 // it has no points
+	}
 	ctx, cancel := context.WithTimeout(w.t.Context(), patience+10*time.Second)
 	defer cancel()
 	w.work(ctx, p)
@@ -190,8 +169,8 @@ func (w *world) round(v *victim, p crash.Point, n int, patience time.Duration) {
 	w.kill(v)
 	w.start(v, p, n)
 	w.tell("%s is to die at %s, time %d", v.name, p, n)
-	if v.plane {
-		w.up(ctx) // or it dies on its way up
+	if v.answers != nil {
+		w.up(ctx, v) // or it dies on its way up
 	}
 	for begun := time.Now(); v.proc().Running() && time.Since(begun) < patience; {
 		w.work(ctx, p)
@@ -204,8 +183,8 @@ func (w *world) round(v *victim, p crash.Point, n int, patience time.Duration) {
 	w.start(v, "", 0)
 	up, stop := context.WithTimeout(w.t.Context(), time.Minute)
 	defer stop()
-	if v.plane && !w.up(up) {
-		w.t.Fatal("the control plane does not come up again")
+	if v.answers != nil && !w.up(up, v) {
+		w.t.Fatalf("%s does not come up again", v.name)
 	}
 }
 
@@ -217,7 +196,7 @@ func (w *world) tend(v *victim) {
 	w.count()
 	p := crash.Point("")
 	for _, next := range v.points {
-		if !w.book.reached(next) {
+		if !v.tally.book.reached(next) {
 			p = next
 			break
 		}
@@ -238,5 +217,5 @@ func (w *world) kill(v *victim) {
 
 func (w *world) start(v *victim, p crash.Point, n int) {
 	w.t.Helper()
-	must(w.t, v.launch(w.env(p, n)...))
+	must(w.t, v.launch(v.tally.env(p, n)...))
 }

@@ -97,7 +97,7 @@ func (w *world) newAgent(ctx context.Context) {
 	h := ok(w.NewHost(name, lab.HostOptions{Server: w.plane.Address}))(w.t)
 	token := h.Config + ".token"
 	must(w.t, os.WriteFile(token, []byte(made.GetToken()), 0o600))
-	_, _ = h.Enroll(quick, token, w.env("", 0)...)
+	_, _ = h.Enroll(quick, token, w.tally.env("", 0)...)
 }
 
 // whole waits until all is done, and holds it against itself.
@@ -110,7 +110,7 @@ func (w *world) whole() {
 		_ = os.Remove(w.hosts[2].veto)
 		for _, h := range w.hosts {
 			if !h.Running() {
-				must(w.t, h.Start(w.env("", 0)...))
+				must(w.t, h.Start(w.tally.env("", 0)...))
 			}
 			d, err := w.deployer.GetDeployment(ctx, &deployerv1.GetDeploymentRequest{Name: h.Name})
 			if err != nil {
@@ -123,7 +123,7 @@ func (w *world) whole() {
 			}
 		}
 		return nil
-	}, w.plane.Process))
+	}, w.programs()...))
 	served := time.Since(begun)
 	r := ok(w.plane.CLI(w.t.Context(), "doctor", "--full", "--grace", "50s"))(w.t)
 	if r.Code != 0 {
@@ -140,10 +140,18 @@ func (w *world) show() {
 		return
 	}
 	w.t.Logf("what was done:\n%s", strings.Join(w.story[max(0, len(w.story)-40):], "\n"))
-	for _, p := range append([]*lab.Process{w.plane.Process}, procs(w.hosts)...) {
+	for _, p := range append(w.programs(), procs(w.hosts)...) {
 		lines := strings.Split(strings.TrimSpace(p.Output()), "\n")
 		w.t.Logf("--- %s\n%s", p.Name, strings.Join(lines[max(0, len(lines)-60):], "\n"))
 	}
+}
+
+// programs are those of the control plane.
+func (w *world) programs() (all []*lab.Process) {
+	for _, v := range w.control {
+		all = append(all, v.proc())
+	}
+	return all
 }
 
 func procs(hosts []*host) (all []*lab.Process) {

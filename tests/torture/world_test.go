@@ -1,4 +1,4 @@
-// Package torture kills: `sallyport serve` and agents, built with crash points, at every point between the steps of what cannot
+// Package torture kills: `sallyport serve`, the four daemons and agents, built with crash points, at every point between the steps of what cannot
 // be undone and at random moments, while they issue, renew, change, withdraw and enrol. In the pauses it holds the whole against
 // itself twice: by `sallyport doctor`, as it is shipped, and by what can be seen from outside.
 //
@@ -8,7 +8,6 @@
 package torture
 
 import (
-	"bufio"
 	"context"
 	"flag"
 	"fmt"
@@ -23,6 +22,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
 	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
@@ -43,64 +43,81 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, func() int {
-		var err error
-		if bin, err = build(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-		return m.Run()
+	os.Exit(lab.BrokerMain(func() int {
+		return lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, func() int {
+			var err error
+			if bin, err = build(); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+			return m.Run()
+		})
 	}))
 }
 
 // build makes the programs, with crash points.
 func build() (string, error) {
 	dir := filepath.Join(ground, "bin")
-	for _, p := range []string{"cli/cmd/sallyport", "agent/cmd/sallyport-agent"} {
-		cmd := exec.Command("go", "build", "-tags", "crashpoints", "-o", dir+"/", "github.com/sallyport-pki/sallyport/"+p)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("building %s: %w\n%s", p, err, out)
-		}
+	programs := []string{"cli/cmd/sallyport", "agent/cmd/sallyport-agent"}
+	for _, service := range services {
+		programs = append(programs, "services/"+service+"/cmd/sallyport-"+service)
+	}
+	args := []string{"build", "-tags", "crashpoints", "-o", dir + "/"}
+	for _, p := range programs {
+		args = append(args, "github.com/sallyport-pki/sallyport/"+p)
+	}
+	cmd := exec.Command("go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("building the programs: %w\n%s", err, out)
 	}
 	return dir, nil
 }
 
 // tuning makes everything quick enough to be waited for.
-const tuning = `
-log: {level: info}
-deployer:
-  agents: {heartbeat_interval: 1s, away_after: 1m, scan_interval: 2s, svid_ttl: 1m}
-  rollout: {retry_after: [300ms, 500ms], ask_issuer_every: 1s, check_every: 5s}
-issuer:
-  identity_max_age: 100ms
-  orders: {poll: 100ms, poll_max: 500ms, network: 200ms, network_max: 1s, validation: [300ms, 600ms, 1s], claim: 6s, pass: 1s, host_patience: 5s}
-  renewal_info: {every: 1s, least: 500ms, most: 2s, retry: 500ms}
-inventory:
-  findings: {host_silent: 4s, review: 1s}
-audit: {checkpoint_interval: 100ms}
-`
+var tuning = map[string]string{
+	"deployer": `agents: {heartbeat_interval: 1s, away_after: 1m, scan_interval: 2s, svid_ttl: 1m}
+rollout: {retry_after: [300ms, 500ms], ask_issuer_every: 1s, check_every: 5s}
+`,
+	"issuer": `identity_max_age: 100ms
+orders: {poll: 100ms, poll_max: 500ms, network: 200ms, network_max: 1s, validation: [300ms, 600ms, 1s], claim: 6s, pass: 1s, host_patience: 5s}
+renewal_info: {every: 1s, least: 500ms, most: 2s, retry: 500ms}
+`,
+	"inventory": "findings: {host_silent: 4s, review: 1s}\n",
+	"audit":     "checkpoint_interval: 100ms\n",
+}
+
+// tuned is the configuration of all services in one process.
+func tuned() string {
+	config := "log: {level: info}\n"
+	for _, service := range services {
+		config += service + ":\n  " + strings.ReplaceAll(strings.TrimSpace(tuning[service]), "\n", "\n  ") + "\n"
+	}
+	return config
+}
 
 // world is a control plane, a CA and some hosts.
 type world struct {
 	*lab.Lab
-	t     *testing.T
-	r     *rand.Rand
-	plane *lab.Plane
-	ca    *pebbletest.Pebble
-	conns []*grpc.ClientConn
+	t       *testing.T
+	r       *rand.Rand
+	plane   *lab.Plane // of the daemons: their operator's commands alone
+	control []*victim  // the programs of the control plane
+	log     string     // the audit log's folder
+	at      map[string]string
+	ca      *pebbletest.Pebble
+	conns   []*grpc.ClientConn
 
 	deployer  deployerv1.DeployerServiceClient
 	inventory inventoryv1.InventoryServiceClient
 	issuer    issuerv1.IssuerServiceClient
+	audit     auditv1.AuditServiceClient
 
 	hosts  []*host
-	seen   string // file that the programs write crash points to
-	killed int
-	read   int // lines of seen that were counted
-	book   *book
+	tally  *tally   // of serve and of the agents
 	story  []string // what was done last
-	extra  int      // authorities and hosts made on the way
+	killed int
+	extra  int // authorities and hosts made on the way
 }
 
 // host is a machine with its agent and one deployment of the same name.
@@ -114,36 +131,58 @@ type host struct {
 	key       typev1.KeyType // of the next key
 }
 
-func newWorld(t *testing.T, store string, b *book, r *rand.Rand) *world {
+func newWorld(t *testing.T, kind string, b *book, r *rand.Rand) *world {
 	dir := ok(os.MkdirTemp(ground, ""))(t)
-	w := &world{Lab: lab.New(dir, bin), t: t, r: r, seen: filepath.Join(dir, "seen"), book: b}
+	w := &world{Lab: lab.New(dir, bin), t: t, r: r, tally: &tally{book: b, file: filepath.Join(dir, "seen")}}
 	t.Cleanup(func() { w.Close(); _ = os.RemoveAll(dir) })
-	config := tuning
-	if store == "postgres" {
-		servers := lab.New(t.TempDir(), "")
-		t.Cleanup(servers.Close)
-		config += fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", ok(servers.Postgres(t.Context(), "postgres"))(t))
+	switch kind {
+	case "sqlite":
+		w.serve(tuned())
+	case "postgres":
+		w.serve(tuned() + fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", w.postgres()))
+	case "daemons":
+		w.daemons(w.postgres())
 	}
-	w.plane = ok(w.NewPlane("control", lab.ServeOptions{Config: config}))(t)
-	w.firstStart()
-	for _, service := range []string{"deployer", "inventory", "issuer"} {
-		w.conns = append(w.conns, ok(w.plane.Dial(service))(t))
+	w.deployer = deployerv1.NewDeployerServiceClient(w.dial("deployer"))
+	w.inventory = inventoryv1.NewInventoryServiceClient(w.dial("inventory"))
+	w.issuer = issuerv1.NewIssuerServiceClient(w.dial("issuer"))
+	w.audit = auditv1.NewAuditServiceClient(w.dial("audit"))
+	for _, v := range w.control {
+		w.up(t.Context(), v)
 	}
-	w.deployer = deployerv1.NewDeployerServiceClient(w.conns[0])
-	w.inventory = inventoryv1.NewInventoryServiceClient(w.conns[1])
-	w.issuer = issuerv1.NewIssuerServiceClient(w.conns[2])
 	port := ok(lab.FreePort())(t)
-	w.ca = ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, BadNonces: 5, AdviceEvery: time.Second}))(t)
+	w.ca = ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, BadNonces: 5, OrdersPerPage: 1000, AdviceEvery: time.Second}))(t)
 	w.OnClose(w.ca.Close)
 	w.apply("kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n", profile("corp", "corp", "lifetime: 90d"), w.acme("public"), profile("public", "public", "acme_profile: default"))
 	w.addHosts(fmt.Sprintf("127.0.0.1:%d", port))
 	return w
 }
 
-// firstStart is cut off at each of its points, and goes on at the next.
-func (w *world) firstStart() {
+// postgres is an empty database.
+func (w *world) postgres() string {
+	servers := lab.New(w.t.TempDir(), "")
+	w.t.Cleanup(servers.Close)
+	return ok(servers.Postgres(w.t.Context(), "postgres"))(w.t)
+}
+
+// dial connects to a service as an operator.
+func (w *world) dial(service string) *grpc.ClientConn {
+	plane := *w.plane
+	plane.Address = w.at[service]
+	conn := ok(plane.Dial(service))(w.t)
+	w.conns = append(w.conns, conn)
+	return conn
+}
+
+// serve makes a control plane in one process. Its first start is cut off at each of its points, and goes on at the next.
+func (w *world) serve(config string) {
+	w.plane = ok(w.NewPlane("control", lab.ServeOptions{Config: config}))(w.t)
+	w.at, w.log = map[string]string{}, filepath.Join(w.plane.Data, "audit")
+	for _, service := range services {
+		w.at[service] = w.plane.Address
+	}
 	for _, p := range crash.FirstStart {
-		must(w.t, w.plane.Launch(w.env(p, 1)...))
+		must(w.t, w.plane.Launch(w.tally.env(p, 1)...))
 		select {
 		case <-w.plane.Done():
 		case <-time.After(10 * time.Second):
@@ -152,6 +191,12 @@ func (w *world) firstStart() {
 		w.count()
 	}
 	must(w.t, w.plane.Start(w.t.Context()))
+	w.control = []*victim{{name: "control", points: w.shuffled(crash.Plane()), tally: w.tally,
+		proc: func() *lab.Process { return w.plane.Process }, launch: w.plane.Launch,
+		answers: func(ctx context.Context) error {
+			_, err := w.deployer.ListAgents(ctx, &deployerv1.ListAgentsRequest{PageSize: 1})
+			return err
+		}}}
 }
 
 func (w *world) addHosts(challenges string) {
@@ -183,42 +228,29 @@ func (w *world) enrol(h *host, name, config string) {
 	h.Host = ok(w.NewHost(name, lab.HostOptions{Server: w.plane.Address, Extra: config}))(w.t)
 	token := ok(w.plane.Token(w.t.Context(), name))(w.t)
 	for _, p := range append(slices.Clone(crash.Enrol), "") {
-		r := ok(h.Enroll(w.t.Context(), token, w.env(p, 1)...))(w.t)
+		r := ok(h.Enroll(w.t.Context(), token, w.tally.env(p, 1)...))(w.t)
 		w.count()
 		if p == "" && r.Code != 0 && !strings.Contains(r.Stderr, "already") {
 			w.t.Fatalf("enrolling %s: %s", name, r.Stderr)
 		}
 	}
-	must(w.t, h.Start(w.env("", 0)...))
-}
-
-// env arms a point: the program dies at its n-th passage.
-func (w *world) env(p crash.Point, n int) []string {
-	return []string{fmt.Sprintf("SALLYPORT_CRASH=%s:%d", p, n), "SALLYPORT_CRASH_SEEN=" + w.seen}
+	must(w.t, h.Start(w.tally.env("", 0)...))
 }
 
 // count takes in what the programs have noted.
 func (w *world) count() {
-	f, err := os.Open(w.seen)
-	if err != nil {
-		return // none has yet
-	}
-	defer f.Close()
-	lines := 0
-	for s := bufio.NewScanner(f); s.Scan(); lines++ {
-		if lines < w.read {
-			continue
+	seen := []*tally{w.tally}
+	for _, v := range w.control {
+		if v.tally != nil && v.tally != w.tally {
+			seen = append(seen, v.tally)
 		}
-		what, p, _ := strings.Cut(s.Text(), " ")
-		if what != "killed" {
-			w.book.note(crash.Point(p), 0)
-			continue
-		}
-		w.book.note(crash.Point(p), 1)
-		w.killed++
-		w.tell("killed at %s", p)
 	}
-	w.read = lines
+	for _, one := range seen {
+		for _, p := range one.count() {
+			w.killed++
+			w.tell("killed at %s", p)
+		}
+	}
 }
 
 func (w *world) tell(format string, args ...any) {
@@ -244,17 +276,16 @@ func (w *world) deploy(h *host) {
 	w.put(w.t.Context(), h)
 }
 
-// up waits until the control plane answers, or has died.
-func (w *world) up(ctx context.Context) bool {
-	for ctx.Err() == nil && w.plane.Running() {
-		w.conns[0].ResetConnectBackoff()
+// up waits until a program of the control plane answers, or has died.
+func (w *world) up(ctx context.Context, v *victim) bool {
+	for ctx.Err() == nil && v.proc().Running() {
+		for _, c := range w.conns {
+			c.ResetConnectBackoff()
+		}
 		attempt, cancel := context.WithTimeout(ctx, time.Second)
-		_, err := w.deployer.ListAgents(attempt, &deployerv1.ListAgentsRequest{PageSize: 1})
+		err := v.answers(attempt)
 		cancel()
 		if err == nil {
-			for _, c := range w.conns {
-				c.ResetConnectBackoff()
-			}
 			return true
 		}
 		time.Sleep(10 * time.Millisecond)

@@ -180,7 +180,13 @@ func (w *Worker) work(ctx context.Context, c *store.Claim) {
 			w.Failed(c.Request.Authority, p.Trouble)
 		}
 		ch := decide(c.Request, c.Polls, p, failure, w.Rules, w.Now())
-		if err := w.apply(bounded, c, ch); err != nil {
+		err := w.apply(bounded, c, ch)
+		if f := fault.Of(err); f != nil && f.Reason == store.ReasonOrderTaken { // wait until it is over, then ask for another
+			failure = err
+			ch = decide(c.Request, c.Polls, p, failure, w.Rules, w.Now())
+			err = w.apply(bounded, c, ch)
+		}
+		if err != nil {
 			log.WarnContext(ctx, "the request's progress is not stored", "state", string(c.Request.State), "error", err)
 			w.release(bounded, log, c)
 			return

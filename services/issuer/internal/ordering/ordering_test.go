@@ -46,12 +46,19 @@ type site struct {
 
 func newSite(t *testing.T, database db.Config) *site {
 	t.Helper()
+	return newSiteAt(t, database, pebbletest.Options{})
+}
+
+// newSiteAt is newSite with a CA of these ways.
+func newSiteAt(t *testing.T, database db.Config, ways pebbletest.Options) *site {
+	t.Helper()
 	box, err := secret.Create(filepath.Join(t.TempDir(), "kek.json"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &site{t: t, database: database, box: box, host: newHost(t)}
-	if s.ca, err = pebbletest.Start(pebbletest.Options{HTTPPort: s.host.port}); err != nil {
+	ways.HTTPPort = s.host.port
+	if s.ca, err = pebbletest.Start(ways); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.ca.Close)
@@ -325,6 +332,106 @@ func (s *site) crash(point string, n int) {
 			t.Errorf("crash %s: %d events %s for %d requests", point, told["issuer.request."+what], what, n)
 		}
 	}
+}
+
+// The answer to an order is lost twice with the process. What there may be of orders then is what the CA does with the second
+// and third asking; a certificate there is one.
+func TestLostAnswers(t *testing.T) {
+	for name, c := range map[string]struct {
+		ways          pebbletest.Options
+		asked, orders int
+	}{
+		"it keeps a list":            {pebbletest.Options{}, 1, 1},
+		"it gives the same again":    {pebbletest.Options{Unlisted: true, ReuseOrders: true}, 3, 1},
+		"it knows nothing of either": {pebbletest.Options{Unlisted: true}, 3, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSiteAt(t, servicetest.SQLite(t), c.ways)
+			for i := range 2 {
+				p := s.process(func(_ int, at string) bool { return at == "after ordering" })
+				if i == 0 {
+					p.submit("r-1", authoritytest.NewCSR(t, pki.ECDSAP256, "a.example.com"))
+				}
+				p.run()
+				select {
+				case <-p.died:
+				case <-time.After(20 * time.Second):
+					t.Fatal("it never came to that")
+				}
+				p.kill()
+			}
+			p := s.process(nil)
+			defer p.kill()
+			p.run()
+			if r := p.await("r-1", issuance.Issued); r.Order.Count != 1 {
+				t.Errorf("%d orders were noted", r.Order.Count)
+			}
+			if asked, orders := s.ca.Hits(pebbletest.NewOrder), len(s.ca.Orders()); asked != c.asked || orders != c.orders || s.ca.Issued() != 1 {
+				t.Errorf("asked %d times, %d orders, %d certificates; want %d, %d, 1", asked, orders, s.ca.Issued(), c.asked, c.orders)
+			}
+		})
+	}
+}
+
+// A CA that answers the same wish with the same order until that is finalized: requests for the same names take their turns, and
+// the order of one that was given up is the next one's. Nobody asks the CA again and again meanwhile.
+func TestTheSameOrderAgain(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, database db.Config) {
+		s := newSiteAt(t, database, pebbletest.Options{ReuseOrders: true, Unlisted: true})
+		p := s.process(nil)
+		defer p.kill()
+		ctx, names := t.Context(), []string{"a.example.com", "b.example.com"}
+		p.submit("given-up", authoritytest.NewCSR(t, pki.ECDSAP256, names...))
+		silent, stop := context.WithCancel(ctx) // no host answers
+		var done sync.WaitGroup
+		done.Go(func() { _ = p.worker.Run(silent) })
+		first := p.await("given-up", issuance.Ordered).Order.URL
+		p.submit("waits", authoritytest.NewCSR(t, pki.ECDSAP256, names...))
+		deadline := time.Now().Add(20 * time.Second)
+		for r := p.await("waits", issuance.Ordering); r.Reason != store.ReasonOrderTaken; r = p.await("waits", issuance.Ordering) {
+			if time.Now().After(deadline) {
+				t.Fatalf("it is in no trouble: %+v", r)
+			}
+			<-time.After(time.Millisecond)
+		}
+		if _, err := p.store.Cancel(ctx, "given-up", "test"); err != nil {
+			t.Fatal(err)
+		}
+		if got := p.await("waits", issuance.Ordered).Order.URL; got != first {
+			t.Errorf("it got the order %s, the CA has %s for it", got, first)
+		}
+		stop()
+		done.Wait()
+
+		const n = 6
+		for i := range n {
+			p.submit(fmt.Sprintf("r-%d", i), authoritytest.NewCSR(t, pki.ECDSAP256, names...))
+		}
+		p.run()
+		orders := map[string]string{p.await("waits", issuance.Issued).Order.URL: "waits"}
+		for i := range n {
+			r := p.await(fmt.Sprintf("r-%d", i), issuance.Issued)
+			if other := orders[r.Order.URL]; other != "" || r.Order.Count != 1 {
+				t.Errorf("%s has the order of %q, its %d.", r.ID, other, r.Order.Count)
+			}
+			orders[r.Order.URL] = r.ID
+		}
+		if got := s.ca.Issued(); got != n+1 || len(s.ca.Orders()) != n+1 {
+			t.Errorf("%d certificates by %d orders for %d requests", got, len(s.ca.Orders()), n+1)
+		}
+		answered := 0
+		for _, id := range []string{"given-up", "waits", "r-0", "r-1", "r-2", "r-3", "r-4", "r-5"} {
+			r, err := p.store.Request(ctx, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			answered += r.Order.Count + r.Attempts
+		}
+		if asked := s.ca.Hits(pebbletest.NewOrder); asked != answered {
+			t.Errorf("the CA was asked for an order %d times, of which %d were noted, with a pause after each that was in vain", asked, answered)
+		}
+	})
 }
 
 // Two processes share the work; nothing is done twice.

@@ -208,6 +208,11 @@ func (s *Store) Apply(ctx context.Context, c *Claim, ch Change) error {
 		if err := s.changeChallenges(ctx, tx, from, r, ch); err != nil {
 			return err
 		}
+		if c.Request.Order.URL != "" && (r.State.Ended() || r.Order.URL == "") {
+			if err := s.orderFree(ctx, tx, r.ID); err != nil {
+				return err
+			}
+		}
 		var err error
 		if challenges, err = readChallenges(ctx, tx, r.ID); err != nil {
 			return err
@@ -239,7 +244,7 @@ func (s *Store) move(ctx context.Context, tx db.Tx, c *Claim, from issuance.Stat
 		r.Reason, r.Message, r.Attempts, r.Failures, ch.Polls, db.FromTime(r.NextAttempt), db.FromTime(r.Updated), string(r.Fingerprint),
 		r.ID, c.fence, string(from)))
 	if db.Unique(err) {
-		return fault.New(fault.Conflict, ReasonOrderTaken, "the order %s belongs to another request", r.Order.URL)
+		return fault.New(fault.Conflict, ReasonOrderTaken, "the CA gives the order %s, which another request for the same names has", r.Order.URL)
 	}
 	if err != nil {
 		return err
@@ -250,8 +255,18 @@ func (s *Store) move(ctx context.Context, tx db.Tx, c *Claim, from issuance.Stat
 	return nil
 }
 
-// ReasonOrderTaken: two requests tried to take up the same lost order.
+// ReasonOrderTaken: the order is another request's. Two may try to take up the same lost one, and a CA may answer a second wish
+// for the same names with the order of the first, as long as that is not finalized.
 const ReasonOrderTaken = "ORDER_TAKEN"
+
+// orderFree lets those go on that wait for the order of a request: it is over, or the request is.
+func (s *Store) orderFree(ctx context.Context, tx db.Tx, id string) error {
+	tx.Notify(TopicRequests)
+	now := db.FromTime(s.now())
+	_, err := tx.Exec(ctx, `UPDATE request SET next_attempt = $1 WHERE next_attempt > $1 AND reason = $2
+		AND (authority_uid, names) = (SELECT authority_uid, names FROM request WHERE id = $3)`, now, ReasonOrderTaken, id)
+	return err
+}
 
 func (s *Store) changeChallenges(ctx context.Context, tx db.Tx, from issuance.State, r issuance.Request, ch Change) error {
 	now := db.FromTime(s.now())

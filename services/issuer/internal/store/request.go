@@ -333,6 +333,11 @@ func (s *Store) Cancel(ctx context.Context, id, reason string) (issuance.Request
 		if err := s.withdraw(ctx, tx, r); err != nil {
 			return err
 		}
+		if r.Order.URL != "" {
+			if err := s.orderFree(ctx, tx, id); err != nil {
+				return err
+			}
+		}
 		e := requestEnded("cancelled", r, succeeded)
 		e.Reason = reason
 		return event.Emit(ctx, tx, e)

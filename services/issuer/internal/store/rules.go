@@ -32,7 +32,7 @@ var Rules = []check.Rule{
 	{Name: "order-of-request", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' without an order' FROM request
 		WHERE state IN ('ordered', 'authorized', 'finalizing') AND order_url = '' ORDER BY id`)},
 	{Name: "order-once", Broken: check.SQL(`SELECT 'requests/' || min(id), 'and ' || max(id) || ' have the order ' || order_url FROM request
-		WHERE order_url <> '' GROUP BY order_url HAVING count(*) > 1 ORDER BY 1`)},
+		WHERE order_url <> '' AND state NOT IN ('refused', 'cancelled') GROUP BY order_url HAVING count(*) > 1 ORDER BY 1`)},
 	{Name: "csr-kept", Broken: check.SQL(`SELECT 'requests/' || id, 'is ' || state || ' without its CSR' FROM request
 		WHERE state NOT IN ('issued', 'refused', 'cancelled') AND csr IS NULL ORDER BY id`)},
 	{Name: "authority-of-request", Broken: check.SQL(`SELECT 'requests/' || r.id, 'is ' || r.state || ' and its authority ' || r.authority || ' is not there' FROM request r
