@@ -41,6 +41,9 @@ const (
 	StepStored    Point = "issuer-step-stored"       // with a state: the step is stored
 	ChallengeHere Point = "issuer-challenge-stored"  // what a host says about a challenge is stored, the deployer does not know
 	AdviceStored  Point = "issuer-advice-stored"     // the CA's advice is stored
+	Revoked       Point = "issuer-revoked"           // the revocation is stored, the operator does not know
+	CRLSigned     Point = "issuer-crl-signed"        // a CRL is signed, nothing of it is stored
+	CRLStored     Point = "issuer-crl-stored"        // it is stored
 	Observed      Point = "inventory-event-recorded" // within the transaction that takes an event in
 )
 
@@ -88,7 +91,7 @@ var FirstStart = []Point{KEKMade, TrustMade, LogKeyMade, DirComplete}
 func Plane() []Point {
 	all := []Point{EventsPassed, EventsMarked, EventHandled, EventAcked, Appended, Indexed, Acked, FeedPublished, AgentStored, SVIDSigned, CSRStored,
 		IssuerAsked, AnswerStored, ReportStored, IntentTold, RenewalStored, Deployed, Withdrawn, CAMade, CAStored, Registered, Signed, RequestStored,
-		ChallengeHere, AdviceStored, Observed}
+		ChallengeHere, AdviceStored, Revoked, CRLSigned, CRLStored, Observed}
 	for _, state := range []string{"accepted", "ordering", "ordered", "authorized", "finalizing"} {
 		for _, p := range []Point{CAAsked, CAAnswered, StepStored} {
 			all = append(all, p+"-"+Point(state))

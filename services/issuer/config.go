@@ -1,6 +1,9 @@
 package issuer
 
 import (
+	"net"
+	"net/url"
+	"strings"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/internal/config"
@@ -31,8 +34,39 @@ type Config struct {
 	Orders Orders `yaml:"orders"`
 	// RenewalInfo are the times at which CAs are asked when to renew (RFC 9773).
 	RenewalInfo RenewalInfo `yaml:"renewal_info"`
+	// CRL says where the certificate revocation lists of internal authorities are to be had. They are made in any case.
+	CRL CRL `yaml:"crl"`
 	// Tracing says where the service's spans go.
 	Tracing tracing.Config `yaml:"tracing"`
+}
+
+// CRL publishes certificate revocation lists.
+type CRL struct {
+	// Listen is host:port for plain HTTP without authentication: GET /<key id>.crl, and nothing else. Default none: no listener.
+	// Every replica can have one.
+	Listen string `yaml:"listen"`
+	// URL is where those who check certificates reach that, or a web server that copies the lists: "http://crl.example.com".
+	// Certificates that internal authorities issue from then on name it (CRL distribution point), so it should never change.
+	// Default none: they name none.
+	URL string `yaml:"url"`
+}
+
+const maxURL = 200
+
+func (c CRL) validate() error {
+	if c.Listen != "" {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			return fault.Invalid("crl.listen", "%q: want host:port, such as 0.0.0.0:8480", c.Listen)
+		}
+	}
+	if c.URL == "" {
+		return nil
+	}
+	u, err := url.Parse(c.URL)
+	if err != nil || len(c.URL) > maxURL || u.Scheme != "http" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.String() != c.URL || strings.HasSuffix(c.URL, "/") {
+		return fault.Invalid("crl.url", "%.250q: want the form http://crl.example.com, or with a path, without a slash at the end; https is not for CRLs (RFC 5280 section 8)", c.URL)
+	}
+	return nil
 }
 
 // Orders are times and numbers for requests at ACME CAs. A CA's Retry-After is always waited for, up to a day.
@@ -97,6 +131,9 @@ func (c Config) Validate() error {
 	}
 	if err := c.advice().Check(); err != nil {
 		return fault.Invalid("renewal_info", "%v", err)
+	}
+	if err := c.CRL.validate(); err != nil {
+		return err
 	}
 	return c.Tracing.Validate()
 }

@@ -33,6 +33,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/advice"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/api"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/catalogue"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/crl"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/intake"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/ordering"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/store"
@@ -65,6 +66,8 @@ type Service struct {
 	api       *api.Server
 	worker    *ordering.Worker
 	adviser   *advice.Adviser
+	lists     *crl.Maker
+	publisher *crl.Publisher
 	relay     *event.Relay
 	traces    *tracing.Exporter
 }
@@ -114,7 +117,7 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 		return err
 	}
 	s.catalogue, err = catalogue.New(catalogue.Config{
-		Store: s.store, Box: box, SecretsDir: c.SecretsDir, UserAgent: "sallyport/" + boot.Version().Version, Now: d.Now,
+		Store: s.store, Box: box, SecretsDir: c.SecretsDir, CRLURL: c.CRL.URL, UserAgent: "sallyport/" + boot.Version().Version, Now: d.Now,
 	})
 	if err != nil {
 		return err
@@ -138,6 +141,14 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 	if err != nil {
 		return err
 	}
+	s.lists, err = crl.NewMaker(crl.MakerConfig{Store: s.store, Signers: s.catalogue, Log: d.Log, Now: d.Now})
+	if err != nil {
+		return err
+	}
+	s.publisher, err = crl.NewPublisher(crl.PublisherConfig{Store: s.store, Log: d.Log, Now: d.Now})
+	if err != nil {
+		return err
+	}
 	checker, err := check.New(check.Config{DB: s.store.DB(), Rules: store.Rules, Now: d.Now})
 	if err != nil {
 		return err
@@ -157,7 +168,13 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 	if err := s.show(d.Monitor, failures, d.Now); err != nil {
 		return err
 	}
-	return event.Monitor(d.Monitor, event.Monitored{DB: s.store.DB(), JS: js, Relay: s.relay})
+	if err := event.Monitor(d.Monitor, event.Monitored{DB: s.store.DB(), JS: js, Relay: s.relay}); err != nil {
+		return err
+	}
+	if c.CRL.Listen == "" {
+		return nil
+	}
+	return s.publisher.Listen(ctx, c.CRL.Listen)
 }
 
 // sealedText proves that a key file is the one this database is used with.
@@ -196,7 +213,8 @@ func openBox(ctx context.Context, path string, st *store.Store) (*secret.Box, er
 // Register adds the issuer's gRPC service to a server.
 func (s *Service) Register(r grpc.ServiceRegistrar) { s.api.Register(r) }
 
-// Run does what goes on without being called: orders, accounts, renewal windows, and telling events. It ends with ctx.
+// Run does what goes on without being called: orders, accounts, renewal windows, revocation lists, and telling events. It ends
+// with ctx.
 func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(trace.WithRecorder(identity.WithCaller(ctx, s.self), s.traces.Recorder()))
 	g.Go(func() error { return s.store.DB().Watch(ctx) })
@@ -204,11 +222,14 @@ func (s *Service) Run(ctx context.Context) error {
 	g.Go(func() error { return s.worker.Run(ctx) })
 	g.Go(func() error { return s.worker.KeepAccounts(ctx) })
 	g.Go(func() error { return s.adviser.Run(ctx) })
+	g.Go(func() error { return s.lists.Run(ctx) })
+	g.Go(func() error { return s.publisher.Run(ctx) })
 	return g.Wait()
 }
 
 // Close closes the database, after Run has returned and the server has stopped.
 func (s *Service) Close() error {
+	s.publisher.Close()
 	s.catalogue.Close()
 	return errors.Join(s.store.Close(), s.traces.Close())
 }

@@ -20,6 +20,7 @@ var (
 	open    = desc("requests_open", "Requests that are not over, by state.", "state")
 	oldest  = desc("request_oldest_age_seconds", "Age of the oldest request in a state, since it was submitted; 0 when there is none.", "state")
 	trouble = desc("authority_trouble", "1 while an authority does not do its work.", "authority")
+	crlEnds = desc("crl_next_update_timestamp_seconds", "Until when the CRLs of an internal authority are good, the first of them to run out; when the authority was made, where one was never made.", "authority")
 	ends    = desc("authority_expiry_timestamp_seconds", "When the first of an authority's CA certificates runs out, where they are known.", "authority")
 )
 
@@ -44,7 +45,7 @@ func (s *Service) show(m *monitor.Service, failures prometheus.Collector, now fu
 	if err := m.Register(failures); err != nil {
 		return err
 	}
-	return m.Survey(monitor.Survey{Name: "requests", Metrics: []*prometheus.Desc{open, oldest, trouble, ends}, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
+	return m.Survey(monitor.Survey{Name: "requests", Metrics: []*prometheus.Desc{open, oldest, trouble, ends, crlEnds}, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
 		v, err := s.store.Survey(ctx)
 		if err != nil {
 			return fmt.Errorf("surveying the issuer: %w", err)
@@ -64,6 +65,7 @@ func (s *Service) show(m *monitor.Service, failures prometheus.Collector, now fu
 			}
 			sheet.Gauge(trouble, bad, a.Name)
 			sheet.Time(ends, a.Ends, a.Name)
+			sheet.Time(crlEnds, a.CRLEnds, a.Name)
 		}
 		return nil
 	}})

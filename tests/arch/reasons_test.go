@@ -20,7 +20,7 @@ var (
 
 // notReasons are words of the same shape that are no reason of an error. Outside the command line, whose table headings look
 // so too, every such word is a reason, or stands here, or begins with SALLYPORT, or names a variable of the environment.
-var notReasons = []string{"CERTIFICATE", "COMMIT", "ROLLBACK", "AGENT_STATE_"}
+var notReasons = []string{"CERTIFICATE", "COMMIT", "ROLLBACK", "AGENT_STATE_", "REVOCATION_REASON_"}
 
 // component is who gives a reason, as docs/errors.md calls it; "" leaves the folder out.
 func component(dir string) string {

@@ -69,9 +69,17 @@ func twin(table, columns, values, where string) string {
 }
 
 const (
-	other  = `'00000000-0000-7000-8000-000000000001'`
-	hidden = `id = (SELECT min(id) FROM outbox WHERE kind = 'facts')`
+	other = `'00000000-0000-7000-8000-000000000001'`
+	// keyless leaves nobody who could sign another CRL.
+	keyless = `UPDATE authority SET key_sealed = x'00', root_sealed = x'00';`
+	hidden  = `id = (SELECT min(id) FROM outbox WHERE kind = 'facts')`
 )
+
+// revoked takes a certificate back with this serial number, long ago, and tells nobody.
+func revoked(serial string) string {
+	return `INSERT INTO revocation (fingerprint, request, authority_uid, authority, identity, serial, reason, revoked, not_after, listed, last)
+		SELECT fingerprint, 'x', authority_uid, 'corp', identity, ` + serial + `, 4, 1, not_after, 0, 0 FROM certificate ORDER BY 1 LIMIT 1;`
+}
 
 var damages = []damage{
 	{rule: "event-recorded", service: "issuer", subject: "events/00000000-0000-7000-8000-000000000001", store: "issuer", sql: twin("outbox", "id", other, "kind = 'facts'")},
@@ -103,6 +111,10 @@ var damages = []damage{
 	{rule: "chain-kept", service: "issuer", subject: "certificates/", store: "issuer", sql: `UPDATE certificate SET chain = 'gone'`},
 	{rule: "certificate-bytes", service: "issuer", subject: "certificates/", store: "issuer", sql: `UPDATE certificate SET serial = 'ab'`, full: true},
 	{rule: "certificate-issued", service: "issuer", subject: "certificates/", store: "issuer", sql: `DELETE FROM certificate; DELETE FROM request`},
+	{rule: "crl-late", service: "issuer", subject: "authorities/corp", store: "issuer", sql: `UPDATE crl SET this_update = 1; ` + keyless},
+	{rule: "crl-complete", service: "issuer", subject: "authorities/corp", store: "issuer", sql: `UPDATE crl SET number = number - 1 WHERE root`},
+	{rule: "revocation-listed", service: "issuer", subject: "certificates/", store: "issuer", sql: revoked("serial") + keyless},
+	{rule: "revocation-of-certificate", service: "issuer", subject: "certificates/", store: "issuer", sql: revoked("'ab'")},
 	{rule: "database", service: "issuer", subject: "databases/", store: "issuer", sql: `UPDATE profile SET authority = 'gone'`, full: true},
 
 	{rule: "assignment-of-deployment", service: "deployer", subject: "assignments/", store: "deployer", sql: `DELETE FROM deployment`},
@@ -142,6 +154,15 @@ func (s *site) run(t *testing.T, d damage, code int) {
 	must(t, p.Start(t.Context()))
 	if d.late {
 		d.do(t, p.Data)
+	}
+	if d.rule == "record-of-event" { // what is on its way into the log would make the numbers agree
+		must(t, lab.Await(t.Context(), 10*time.Second, "the CRL of this start to be recorded", func() error {
+			list, err := p.Do(t.Context(), "audit", "list", "--type", "issuer.authority.crl_signed", "--no-headers")
+			if err == nil && strings.Count(list, "\n") < 3 {
+				err = fmt.Errorf("there are %q", list)
+			}
+			return err
+		}))
 	}
 	args := []string{"doctor", "-o", "json", "--grace", "400ms", "--keep", filepath.Join(p.Data, "kept.json")}
 	if d.full {
@@ -297,6 +318,10 @@ targets: [{host: web, connector: nginx, settings: %s}]
 	ok(p.Do(t.Context(), "watch", "deployment", "web", "--timeout", "30s"))(t)
 	ok(p.Do(t.Context(), "renew", "deployment", "web"))(t)
 	ok(p.Do(t.Context(), "watch", "deployment", "web", "--timeout", "30s"))(t)
+	must(t, lab.Await(t.Context(), 10*time.Second, "the CRLs", func() error {
+		_, err := p.Do(t.Context(), "authority", "crl", "corp")
+		return err
+	}))
 	must(t, h.Stop())
 	kept := filepath.Join(p.Data, "kept.json")
 	r := ok(p.CLI(context.Background(), "doctor", "--full", "--grace", "20s", "--keep", kept))(t)

@@ -44,6 +44,8 @@ func (w *world) work(ctx context.Context, p crash.Point) {
 		call(func(ctx context.Context) { w.redeploy(ctx, h) })
 	case p == crash.CAMade || p == crash.CAStored || p == crash.Registered || w.r.IntN(40) == 0:
 		call(func(ctx context.Context) { w.newAuthority(ctx, p == crash.Registered) })
+	case p == crash.Revoked || p == crash.CRLSigned || p == crash.CRLStored || w.r.IntN(20) == 0:
+		call(func(ctx context.Context) { w.revoke(ctx, h) })
 	case (p == crash.AgentStored || p == crash.SVIDSigned || w.r.IntN(40) == 0) && w.extra < 60:
 		w.newAgent(ctx)
 	case w.r.IntN(10) == 0:
@@ -82,6 +84,20 @@ func (w *world) newAuthority(ctx context.Context, public bool) {
 			Directory: w.ca.Directory(), Contacts: []string{"mailto:pki@example.com"}, TermsAgreed: true, CaBundlePem: w.ca.CABundlePEM()}}
 	}
 	_, _ = w.issuer.ApplyAuthority(ctx, &issuerv1.ApplyAuthorityRequest{Authority: a})
+}
+
+// revoke takes back what a host has now. What the doctor holds true of revocations, and that the host gets another, is seen later.
+func (w *world) revoke(ctx context.Context, h *host) {
+	d, err := w.deployer.GetDeployment(ctx, &deployerv1.GetDeploymentRequest{Name: h.Name})
+	if err != nil || len(d.GetDeployment().GetStatus().GetAssignments()) == 0 {
+		return
+	}
+	w.extra++
+	_, err = w.issuer.RevokeCertificate(ctx, &issuerv1.RevokeCertificateRequest{Fingerprint: d.GetDeployment().GetStatus().GetAssignments()[0].GetServed(),
+		Reason: typev1.RevocationReason_REVOCATION_REASON_SUPERSEDED, RequestId: fmt.Sprintf("torture-%d", w.extra)})
+	if err == nil {
+		w.tell("revoked what %s has", h.Name)
+	}
 }
 
 // newAgent enrols a host that has nothing to do.

@@ -120,7 +120,7 @@ First steps:
 		&cobra.Group{ID: groupSetup, Title: "Setting up:"},
 	)
 	a.add(root, groupWork, a.applyCommand(), a.getCommand(), a.describeCommand(), a.watchCommand(), a.renewCommand(), a.deleteCommand(), a.explainCommand())
-	a.add(root, groupFleet, a.tokenCommand(), a.agentCommand(), a.auditCommand(), a.doctorCommand())
+	a.add(root, groupFleet, a.tokenCommand(), a.agentCommand(), a.certificateCommand(), a.authorityCommand(), a.auditCommand(), a.doctorCommand())
 	a.add(root, groupSetup, a.serveCommand(), a.backupCommand(), a.restoreCommand(), a.trustCommand(), a.configCommand(), a.versionCommand())
 	root.AddCommand(a.docsCommand(), exitCodesTopic())
 	root.SetHelpCommandGroupID(groupSetup)

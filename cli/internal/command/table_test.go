@@ -70,7 +70,7 @@ func samples() map[string][]proto.Message {
 		"certificate": {
 			&inventoryv1.KnownCertificate{
 				Certificate: &typev1.Certificate{Fingerprint: fp, Serial: "0a", Subject: "CN=a", Issuer: "CN=Corp CA", Names: names, NotAfter: in(-day), Key: "ecdsa-p256"},
-				Owner:       "team", Identity: "shop", Authority: "corp", Served: true, LastSeen: in(-time.Hour), AssignedTo: []string{"web-1/nginx"},
+				Owner:       "team", Identity: "shop", Authority: "corp", Served: true, LastSeen: in(-time.Hour), AssignedTo: []string{"web-1/nginx"}, Revoked: in(-3 * day),
 				Sightings: []*inventoryv1.Sighting{{Host: "web-2"}, {Host: "web-1"}, {Host: "web-1"}, {Host: "old", Gone: in(-day)}},
 			},
 			&inventoryv1.KnownCertificate{Certificate: &typev1.Certificate{Fingerprint: fp, Subject: "CN=Corp CA"}},

@@ -37,6 +37,8 @@ func certificate(ctx context.Context, c *connect.Client, p *Page, name string) e
 		Field("Request", m.GetRequestId()).
 		Field("Assigned to", strings.Join(m.GetAssignedTo(), ", ")).
 		Field("Replaced by", m.GetReplacedBy()).
+		Time("Revoked", m.GetRevoked()).
+		Field("Revoked as", output.Word(m.GetRevocationReason())).
 		Time("First seen", m.GetFirstSeen()).
 		Time("Last seen", m.GetLastSeen())
 	if err := chain(p, m.GetPem()); err != nil {

@@ -90,6 +90,7 @@ func certificates() *Kind {
 			wide("ISSUER", text(func(m T) string { return m.GetCertificate().GetIssuer() })),
 			wide("LAST-SEEN", func(m T, now time.Time) string { return output.Age(now, m.GetLastSeen()) }),
 			wide("ASSIGNED-TO", text(func(m T) string { return strings.Join(m.GetAssignedTo(), ",") })),
+			wide("REVOKED", func(m T, now time.Time) string { return output.Age(now, m.GetRevoked()) }),
 		},
 		get: func(ctx context.Context, c *connect.Client, name string) (proto.Message, error) {
 			r, err := c.Inventory().GetCertificate(ctx, &inventoryv1.GetCertificateRequest{Fingerprint: name})

@@ -277,6 +277,7 @@ type Event struct {
 	//	*Event_HostObserved
 	//	*Event_FindingChanged
 	//	*Event_AuthorityChanged
+	//	*Event_CertificateRevoked
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -486,6 +487,15 @@ func (x *Event) GetAuthorityChanged() *AuthorityChanged {
 	return nil
 }
 
+func (x *Event) GetCertificateRevoked() *CertificateRevoked {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_CertificateRevoked); ok {
+			return x.CertificateRevoked
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -540,6 +550,11 @@ type Event_AuthorityChanged struct {
 	AuthorityChanged *AuthorityChanged `protobuf:"bytes,29,opt,name=authority_changed,json=authorityChanged,proto3,oneof"`
 }
 
+type Event_CertificateRevoked struct {
+	// A certificate was revoked.
+	CertificateRevoked *CertificateRevoked `protobuf:"bytes,30,opt,name=certificate_revoked,json=certificateRevoked,proto3,oneof"`
+}
+
 func (*Event_RequestIssued) isEvent_Payload() {}
 
 func (*Event_RequestEnded) isEvent_Payload() {}
@@ -559,6 +574,8 @@ func (*Event_HostObserved) isEvent_Payload() {}
 func (*Event_FindingChanged) isEvent_Payload() {}
 
 func (*Event_AuthorityChanged) isEvent_Payload() {}
+
+func (*Event_CertificateRevoked) isEvent_Payload() {}
 
 // RequestIssued tells that a request ended in a certificate.
 type RequestIssued struct {
@@ -925,6 +942,70 @@ func (x *RenewalWindowChanged) GetExplanationUrl() string {
 	return ""
 }
 
+// CertificateRevoked ends a certificate before its time.
+type CertificateRevoked struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The certificate's fingerprint.
+	Fingerprint string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Why.
+	Reason v1.RevocationReason `protobuf:"varint,2,opt,name=reason,proto3,enum=sallyport.type.v1.RevocationReason" json:"reason,omitempty"`
+	// Since when.
+	Revoked       *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateRevoked) Reset() {
+	*x = CertificateRevoked{}
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateRevoked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateRevoked) ProtoMessage() {}
+
+func (x *CertificateRevoked) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateRevoked.ProtoReflect.Descriptor instead.
+func (*CertificateRevoked) Descriptor() ([]byte, []int) {
+	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *CertificateRevoked) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *CertificateRevoked) GetReason() v1.RevocationReason {
+	if x != nil {
+		return x.Reason
+	}
+	return v1.RevocationReason(0)
+}
+
+func (x *CertificateRevoked) GetRevoked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
 // AgentChanged tells of an agent's standing.
 type AgentChanged struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -942,7 +1023,7 @@ type AgentChanged struct {
 
 func (x *AgentChanged) Reset() {
 	*x = AgentChanged{}
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[7]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -954,7 +1035,7 @@ func (x *AgentChanged) String() string {
 func (*AgentChanged) ProtoMessage() {}
 
 func (x *AgentChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[7]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -967,7 +1048,7 @@ func (x *AgentChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentChanged.ProtoReflect.Descriptor instead.
 func (*AgentChanged) Descriptor() ([]byte, []int) {
-	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{7}
+	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *AgentChanged) GetHost() string {
@@ -1029,7 +1110,7 @@ type AssignmentChanged struct {
 
 func (x *AssignmentChanged) Reset() {
 	*x = AssignmentChanged{}
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[8]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1122,7 @@ func (x *AssignmentChanged) String() string {
 func (*AssignmentChanged) ProtoMessage() {}
 
 func (x *AssignmentChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[8]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1135,7 @@ func (x *AssignmentChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AssignmentChanged.ProtoReflect.Descriptor instead.
 func (*AssignmentChanged) Descriptor() ([]byte, []int) {
-	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{8}
+	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AssignmentChanged) GetAssignment() string {
@@ -1151,7 +1232,7 @@ type Sighting struct {
 
 func (x *Sighting) Reset() {
 	*x = Sighting{}
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[9]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1163,7 +1244,7 @@ func (x *Sighting) String() string {
 func (*Sighting) ProtoMessage() {}
 
 func (x *Sighting) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[9]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1176,7 +1257,7 @@ func (x *Sighting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Sighting.ProtoReflect.Descriptor instead.
 func (*Sighting) Descriptor() ([]byte, []int) {
-	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{9}
+	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Sighting) GetRole() SightingRole {
@@ -1230,7 +1311,7 @@ type HostObserved struct {
 
 func (x *HostObserved) Reset() {
 	*x = HostObserved{}
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[10]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1323,7 @@ func (x *HostObserved) String() string {
 func (*HostObserved) ProtoMessage() {}
 
 func (x *HostObserved) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[10]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1336,7 @@ func (x *HostObserved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostObserved.ProtoReflect.Descriptor instead.
 func (*HostObserved) Descriptor() ([]byte, []int) {
-	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{10}
+	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HostObserved) GetHost() string {
@@ -1326,7 +1407,7 @@ type FindingChanged struct {
 
 func (x *FindingChanged) Reset() {
 	*x = FindingChanged{}
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[11]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1338,7 +1419,7 @@ func (x *FindingChanged) String() string {
 func (*FindingChanged) ProtoMessage() {}
 
 func (x *FindingChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[11]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1351,7 +1432,7 @@ func (x *FindingChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FindingChanged.ProtoReflect.Descriptor instead.
 func (*FindingChanged) Descriptor() ([]byte, []int) {
-	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{11}
+	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FindingChanged) GetRule() string {
@@ -1406,7 +1487,7 @@ type AuthorityChanged struct {
 
 func (x *AuthorityChanged) Reset() {
 	*x = AuthorityChanged{}
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[12]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1418,7 +1499,7 @@ func (x *AuthorityChanged) String() string {
 func (*AuthorityChanged) ProtoMessage() {}
 
 func (x *AuthorityChanged) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_event_v1_event_proto_msgTypes[12]
+	mi := &file_sallyport_event_v1_event_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1431,7 +1512,7 @@ func (x *AuthorityChanged) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorityChanged.ProtoReflect.Descriptor instead.
 func (*AuthorityChanged) Descriptor() ([]byte, []int) {
-	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{12}
+	return file_sallyport_event_v1_event_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuthorityChanged) GetAuthority() string {
@@ -1469,7 +1550,8 @@ const file_sallyport_event_v1_event_proto_rawDesc = "" +
 	"\x1esallyport/event/v1/event.proto\x12\x12sallyport.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1csallyport/type/v1/type.proto\"?\n" +
 	"\n" +
 	"EventBatch\x121\n" +
-	"\x06events\x18\x01 \x03(\v2\x19.sallyport.event.v1.EventR\x06events\"\xe6\t\n" +
+	"\x06events\x18\x01 \x03(\v2\x19.sallyport.event.v1.EventR\x06events\"\xc1\n" +
+	"\n" +
 	"\x05Event\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
@@ -1493,7 +1575,8 @@ const file_sallyport_event_v1_event_proto_rawDesc = "" +
 	"\x12assignment_changed\x18\x1a \x01(\v2%.sallyport.event.v1.AssignmentChangedH\x00R\x11assignmentChanged\x12G\n" +
 	"\rhost_observed\x18\x1b \x01(\v2 .sallyport.event.v1.HostObservedH\x00R\fhostObserved\x12M\n" +
 	"\x0ffinding_changed\x18\x1c \x01(\v2\".sallyport.event.v1.FindingChangedH\x00R\x0efindingChanged\x12S\n" +
-	"\x11authority_changed\x18\x1d \x01(\v2$.sallyport.event.v1.AuthorityChangedH\x00R\x10authorityChanged\x1a8\n" +
+	"\x11authority_changed\x18\x1d \x01(\v2$.sallyport.event.v1.AuthorityChangedH\x00R\x10authorityChanged\x12Y\n" +
+	"\x13certificate_revoked\x18\x1e \x01(\v2&.sallyport.event.v1.CertificateRevokedH\x00R\x12certificateRevoked\x1a8\n" +
 	"\n" +
 	"FactsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -1527,7 +1610,11 @@ const file_sallyport_event_v1_event_proto_rawDesc = "" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x120\n" +
 	"\x05start\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12,\n" +
 	"\x03end\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03end\x12'\n" +
-	"\x0fexplanation_url\x18\x04 \x01(\tR\x0eexplanationUrl\"\x8e\x01\n" +
+	"\x0fexplanation_url\x18\x04 \x01(\tR\x0eexplanationUrl\"\xa9\x01\n" +
+	"\x12CertificateRevoked\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12;\n" +
+	"\x06reason\x18\x02 \x01(\x0e2#.sallyport.type.v1.RevocationReasonR\x06reason\x124\n" +
+	"\arevoked\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\"\x8e\x01\n" +
 	"\fAgentChanged\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.sallyport.event.v1.AgentStateR\x05state\x12\x18\n" +
@@ -1608,7 +1695,7 @@ func file_sallyport_event_v1_event_proto_rawDescGZIP() []byte {
 }
 
 var file_sallyport_event_v1_event_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_sallyport_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_sallyport_event_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_sallyport_event_v1_event_proto_goTypes = []any{
 	(Result)(0),                   // 0: sallyport.event.v1.Result
 	(AgentState)(0),               // 1: sallyport.event.v1.AgentState
@@ -1620,44 +1707,49 @@ var file_sallyport_event_v1_event_proto_goTypes = []any{
 	(*ChallengePresented)(nil),    // 7: sallyport.event.v1.ChallengePresented
 	(*ChallengeWithdrawn)(nil),    // 8: sallyport.event.v1.ChallengeWithdrawn
 	(*RenewalWindowChanged)(nil),  // 9: sallyport.event.v1.RenewalWindowChanged
-	(*AgentChanged)(nil),          // 10: sallyport.event.v1.AgentChanged
-	(*AssignmentChanged)(nil),     // 11: sallyport.event.v1.AssignmentChanged
-	(*Sighting)(nil),              // 12: sallyport.event.v1.Sighting
-	(*HostObserved)(nil),          // 13: sallyport.event.v1.HostObserved
-	(*FindingChanged)(nil),        // 14: sallyport.event.v1.FindingChanged
-	(*AuthorityChanged)(nil),      // 15: sallyport.event.v1.AuthorityChanged
-	nil,                           // 16: sallyport.event.v1.Event.FactsEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*v1.Certificate)(nil),        // 18: sallyport.type.v1.Certificate
+	(*CertificateRevoked)(nil),    // 10: sallyport.event.v1.CertificateRevoked
+	(*AgentChanged)(nil),          // 11: sallyport.event.v1.AgentChanged
+	(*AssignmentChanged)(nil),     // 12: sallyport.event.v1.AssignmentChanged
+	(*Sighting)(nil),              // 13: sallyport.event.v1.Sighting
+	(*HostObserved)(nil),          // 14: sallyport.event.v1.HostObserved
+	(*FindingChanged)(nil),        // 15: sallyport.event.v1.FindingChanged
+	(*AuthorityChanged)(nil),      // 16: sallyport.event.v1.AuthorityChanged
+	nil,                           // 17: sallyport.event.v1.Event.FactsEntry
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(v1.RevocationReason)(0),      // 19: sallyport.type.v1.RevocationReason
+	(*v1.Certificate)(nil),        // 20: sallyport.type.v1.Certificate
 }
 var file_sallyport_event_v1_event_proto_depIdxs = []int32{
 	4,  // 0: sallyport.event.v1.EventBatch.events:type_name -> sallyport.event.v1.Event
-	17, // 1: sallyport.event.v1.Event.time:type_name -> google.protobuf.Timestamp
+	18, // 1: sallyport.event.v1.Event.time:type_name -> google.protobuf.Timestamp
 	0,  // 2: sallyport.event.v1.Event.result:type_name -> sallyport.event.v1.Result
-	16, // 3: sallyport.event.v1.Event.facts:type_name -> sallyport.event.v1.Event.FactsEntry
+	17, // 3: sallyport.event.v1.Event.facts:type_name -> sallyport.event.v1.Event.FactsEntry
 	5,  // 4: sallyport.event.v1.Event.request_issued:type_name -> sallyport.event.v1.RequestIssued
 	6,  // 5: sallyport.event.v1.Event.request_ended:type_name -> sallyport.event.v1.RequestEnded
 	7,  // 6: sallyport.event.v1.Event.challenge_presented:type_name -> sallyport.event.v1.ChallengePresented
 	8,  // 7: sallyport.event.v1.Event.challenge_withdrawn:type_name -> sallyport.event.v1.ChallengeWithdrawn
 	9,  // 8: sallyport.event.v1.Event.renewal_window_changed:type_name -> sallyport.event.v1.RenewalWindowChanged
-	10, // 9: sallyport.event.v1.Event.agent_changed:type_name -> sallyport.event.v1.AgentChanged
-	11, // 10: sallyport.event.v1.Event.assignment_changed:type_name -> sallyport.event.v1.AssignmentChanged
-	13, // 11: sallyport.event.v1.Event.host_observed:type_name -> sallyport.event.v1.HostObserved
-	14, // 12: sallyport.event.v1.Event.finding_changed:type_name -> sallyport.event.v1.FindingChanged
-	15, // 13: sallyport.event.v1.Event.authority_changed:type_name -> sallyport.event.v1.AuthorityChanged
-	17, // 14: sallyport.event.v1.RenewalWindowChanged.start:type_name -> google.protobuf.Timestamp
-	17, // 15: sallyport.event.v1.RenewalWindowChanged.end:type_name -> google.protobuf.Timestamp
-	1,  // 16: sallyport.event.v1.AgentChanged.state:type_name -> sallyport.event.v1.AgentState
-	17, // 17: sallyport.event.v1.AssignmentChanged.renew_by:type_name -> google.protobuf.Timestamp
-	2,  // 18: sallyport.event.v1.Sighting.role:type_name -> sallyport.event.v1.SightingRole
-	17, // 19: sallyport.event.v1.HostObserved.time:type_name -> google.protobuf.Timestamp
-	12, // 20: sallyport.event.v1.HostObserved.sightings:type_name -> sallyport.event.v1.Sighting
-	18, // 21: sallyport.event.v1.AuthorityChanged.issuing:type_name -> sallyport.type.v1.Certificate
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	11, // 9: sallyport.event.v1.Event.agent_changed:type_name -> sallyport.event.v1.AgentChanged
+	12, // 10: sallyport.event.v1.Event.assignment_changed:type_name -> sallyport.event.v1.AssignmentChanged
+	14, // 11: sallyport.event.v1.Event.host_observed:type_name -> sallyport.event.v1.HostObserved
+	15, // 12: sallyport.event.v1.Event.finding_changed:type_name -> sallyport.event.v1.FindingChanged
+	16, // 13: sallyport.event.v1.Event.authority_changed:type_name -> sallyport.event.v1.AuthorityChanged
+	10, // 14: sallyport.event.v1.Event.certificate_revoked:type_name -> sallyport.event.v1.CertificateRevoked
+	18, // 15: sallyport.event.v1.RenewalWindowChanged.start:type_name -> google.protobuf.Timestamp
+	18, // 16: sallyport.event.v1.RenewalWindowChanged.end:type_name -> google.protobuf.Timestamp
+	19, // 17: sallyport.event.v1.CertificateRevoked.reason:type_name -> sallyport.type.v1.RevocationReason
+	18, // 18: sallyport.event.v1.CertificateRevoked.revoked:type_name -> google.protobuf.Timestamp
+	1,  // 19: sallyport.event.v1.AgentChanged.state:type_name -> sallyport.event.v1.AgentState
+	18, // 20: sallyport.event.v1.AssignmentChanged.renew_by:type_name -> google.protobuf.Timestamp
+	2,  // 21: sallyport.event.v1.Sighting.role:type_name -> sallyport.event.v1.SightingRole
+	18, // 22: sallyport.event.v1.HostObserved.time:type_name -> google.protobuf.Timestamp
+	13, // 23: sallyport.event.v1.HostObserved.sightings:type_name -> sallyport.event.v1.Sighting
+	20, // 24: sallyport.event.v1.AuthorityChanged.issuing:type_name -> sallyport.type.v1.Certificate
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_event_v1_event_proto_init() }
@@ -1676,6 +1768,7 @@ func file_sallyport_event_v1_event_proto_init() {
 		(*Event_HostObserved)(nil),
 		(*Event_FindingChanged)(nil),
 		(*Event_AuthorityChanged)(nil),
+		(*Event_CertificateRevoked)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1683,7 +1776,7 @@ func file_sallyport_event_v1_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_event_v1_event_proto_rawDesc), len(file_sallyport_event_v1_event_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   14,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

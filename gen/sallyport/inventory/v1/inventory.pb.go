@@ -101,6 +101,8 @@ const (
 	Rule_RULE_OVERDUE Rule = 7
 	// A host has not reported.
 	Rule_RULE_HOST_SILENT Rule = 8
+	// Was revoked, and is still served or assigned.
+	Rule_RULE_REVOKED Rule = 9
 )
 
 // Enum value maps for Rule.
@@ -115,6 +117,7 @@ var (
 		6: "RULE_NO_OWNER",
 		7: "RULE_OVERDUE",
 		8: "RULE_HOST_SILENT",
+		9: "RULE_REVOKED",
 	}
 	Rule_value = map[string]int32{
 		"RULE_UNSPECIFIED":            0,
@@ -126,6 +129,7 @@ var (
 		"RULE_NO_OWNER":               6,
 		"RULE_OVERDUE":                7,
 		"RULE_HOST_SILENT":            8,
+		"RULE_REVOKED":                9,
 	}
 )
 
@@ -341,9 +345,13 @@ type KnownCertificate struct {
 	// The certificate in PEM; GetCertificate only.
 	Pem string `protobuf:"bytes,12,opt,name=pem,proto3" json:"pem,omitempty"`
 	// Fingerprint of the certificate that replaced it, empty while none did.
-	ReplacedBy    string `protobuf:"bytes,13,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ReplacedBy string `protobuf:"bytes,13,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
+	// When it was revoked; absent while it is not, and where it was not revoked here.
+	Revoked *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	// Why it was revoked.
+	RevocationReason v1.RevocationReason `protobuf:"varint,15,opt,name=revocation_reason,json=revocationReason,proto3,enum=sallyport.type.v1.RevocationReason" json:"revocation_reason,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *KnownCertificate) Reset() {
@@ -465,6 +473,20 @@ func (x *KnownCertificate) GetReplacedBy() string {
 		return x.ReplacedBy
 	}
 	return ""
+}
+
+func (x *KnownCertificate) GetRevoked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *KnownCertificate) GetRevocationReason() v1.RevocationReason {
+	if x != nil {
+		return x.RevocationReason
+	}
+	return v1.RevocationReason(0)
 }
 
 // Sighting is a certificate seen somewhere.
@@ -1936,7 +1958,7 @@ const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\acreated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xfd\x03\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x05\n" +
 	"\x10KnownCertificate\x12@\n" +
 	"\vcertificate\x18\x01 \x01(\v2\x1e.sallyport.type.v1.CertificateR\vcertificate\x12\x1a\n" +
 	"\bidentity\x18\x02 \x01(\tR\bidentity\x12\x14\n" +
@@ -1955,7 +1977,9 @@ const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\tlast_seen\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\blastSeen\x12\x10\n" +
 	"\x03pem\x18\f \x01(\tR\x03pem\x12\x1f\n" +
 	"\vreplaced_by\x18\r \x01(\tR\n" +
-	"replacedBy\"\xdb\x02\n" +
+	"replacedBy\x124\n" +
+	"\arevoked\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x12P\n" +
+	"\x11revocation_reason\x18\x0f \x01(\x0e2#.sallyport.type.v1.RevocationReasonR\x10revocationReason\"\xdb\x02\n" +
 	"\bSighting\x12 \n" +
 	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x128\n" +
@@ -2061,7 +2085,7 @@ const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\fSightingRole\x12\x1d\n" +
 	"\x19SIGHTING_ROLE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12SIGHTING_ROLE_FILE\x10\x01\x12\x1a\n" +
-	"\x16SIGHTING_ROLE_LISTENER\x10\x02*\xc9\x01\n" +
+	"\x16SIGHTING_ROLE_LISTENER\x10\x02*\xdb\x01\n" +
 	"\x04Rule\x12\x14\n" +
 	"\x10RULE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rRULE_EXPIRING\x10\x01\x12\x10\n" +
@@ -2071,7 +2095,8 @@ const file_sallyport_inventory_v1_inventory_proto_rawDesc = "" +
 	"\rRULE_WEAK_KEY\x10\x05\x12\x11\n" +
 	"\rRULE_NO_OWNER\x10\x06\x12\x10\n" +
 	"\fRULE_OVERDUE\x10\a\x12\x14\n" +
-	"\x10RULE_HOST_SILENT\x10\b*d\n" +
+	"\x10RULE_HOST_SILENT\x10\b\x12\x10\n" +
+	"\fRULE_REVOKED\x10\t*d\n" +
 	"\bSeverity\x12\x18\n" +
 	"\x14SEVERITY_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSEVERITY_INFO\x10\x01\x12\x14\n" +
@@ -2138,8 +2163,9 @@ var file_sallyport_inventory_v1_inventory_proto_goTypes = []any{
 	(*v1.Names)(nil),                 // 29: sallyport.type.v1.Names
 	(*timestamppb.Timestamp)(nil),    // 30: google.protobuf.Timestamp
 	(*v1.Certificate)(nil),           // 31: sallyport.type.v1.Certificate
-	(*durationpb.Duration)(nil),      // 32: google.protobuf.Duration
-	(*v1.StoreReport)(nil),           // 33: sallyport.type.v1.StoreReport
+	(v1.RevocationReason)(0),         // 32: sallyport.type.v1.RevocationReason
+	(*durationpb.Duration)(nil),      // 33: google.protobuf.Duration
+	(*v1.StoreReport)(nil),           // 34: sallyport.type.v1.StoreReport
 }
 var file_sallyport_inventory_v1_inventory_proto_depIdxs = []int32{
 	29, // 0: sallyport.inventory.v1.Identity.names:type_name -> sallyport.type.v1.Names
@@ -2149,57 +2175,59 @@ var file_sallyport_inventory_v1_inventory_proto_depIdxs = []int32{
 	5,  // 4: sallyport.inventory.v1.KnownCertificate.sightings:type_name -> sallyport.inventory.v1.Sighting
 	30, // 5: sallyport.inventory.v1.KnownCertificate.first_seen:type_name -> google.protobuf.Timestamp
 	30, // 6: sallyport.inventory.v1.KnownCertificate.last_seen:type_name -> google.protobuf.Timestamp
-	0,  // 7: sallyport.inventory.v1.Sighting.role:type_name -> sallyport.inventory.v1.SightingRole
-	30, // 8: sallyport.inventory.v1.Sighting.first_seen:type_name -> google.protobuf.Timestamp
-	30, // 9: sallyport.inventory.v1.Sighting.last_seen:type_name -> google.protobuf.Timestamp
-	30, // 10: sallyport.inventory.v1.Sighting.gone:type_name -> google.protobuf.Timestamp
-	30, // 11: sallyport.inventory.v1.Host.last_report:type_name -> google.protobuf.Timestamp
-	30, // 12: sallyport.inventory.v1.Host.last_scan:type_name -> google.protobuf.Timestamp
-	30, // 13: sallyport.inventory.v1.Host.created:type_name -> google.protobuf.Timestamp
-	1,  // 14: sallyport.inventory.v1.Finding.rule:type_name -> sallyport.inventory.v1.Rule
-	2,  // 15: sallyport.inventory.v1.Finding.severity:type_name -> sallyport.inventory.v1.Severity
-	30, // 16: sallyport.inventory.v1.Finding.opened:type_name -> google.protobuf.Timestamp
-	30, // 17: sallyport.inventory.v1.Finding.closed:type_name -> google.protobuf.Timestamp
-	3,  // 18: sallyport.inventory.v1.ApplyIdentityRequest.identity:type_name -> sallyport.inventory.v1.Identity
-	3,  // 19: sallyport.inventory.v1.ApplyIdentityResponse.identity:type_name -> sallyport.inventory.v1.Identity
-	3,  // 20: sallyport.inventory.v1.GetIdentityResponse.identity:type_name -> sallyport.inventory.v1.Identity
-	3,  // 21: sallyport.inventory.v1.ListIdentitiesResponse.identities:type_name -> sallyport.inventory.v1.Identity
-	4,  // 22: sallyport.inventory.v1.GetCertificateResponse.certificate:type_name -> sallyport.inventory.v1.KnownCertificate
-	32, // 23: sallyport.inventory.v1.ListCertificatesRequest.expires_within:type_name -> google.protobuf.Duration
-	4,  // 24: sallyport.inventory.v1.ListCertificatesResponse.certificates:type_name -> sallyport.inventory.v1.KnownCertificate
-	6,  // 25: sallyport.inventory.v1.GetHostResponse.host:type_name -> sallyport.inventory.v1.Host
-	5,  // 26: sallyport.inventory.v1.GetHostResponse.sightings:type_name -> sallyport.inventory.v1.Sighting
-	32, // 27: sallyport.inventory.v1.ListHostsRequest.silent_for:type_name -> google.protobuf.Duration
-	6,  // 28: sallyport.inventory.v1.ListHostsResponse.hosts:type_name -> sallyport.inventory.v1.Host
-	1,  // 29: sallyport.inventory.v1.ListFindingsRequest.rules:type_name -> sallyport.inventory.v1.Rule
-	2,  // 30: sallyport.inventory.v1.ListFindingsRequest.min_severity:type_name -> sallyport.inventory.v1.Severity
-	7,  // 31: sallyport.inventory.v1.ListFindingsResponse.findings:type_name -> sallyport.inventory.v1.Finding
-	33, // 32: sallyport.inventory.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
-	8,  // 33: sallyport.inventory.v1.InventoryService.ApplyIdentity:input_type -> sallyport.inventory.v1.ApplyIdentityRequest
-	10, // 34: sallyport.inventory.v1.InventoryService.GetIdentity:input_type -> sallyport.inventory.v1.GetIdentityRequest
-	12, // 35: sallyport.inventory.v1.InventoryService.ListIdentities:input_type -> sallyport.inventory.v1.ListIdentitiesRequest
-	14, // 36: sallyport.inventory.v1.InventoryService.DeleteIdentity:input_type -> sallyport.inventory.v1.DeleteIdentityRequest
-	16, // 37: sallyport.inventory.v1.InventoryService.GetCertificate:input_type -> sallyport.inventory.v1.GetCertificateRequest
-	18, // 38: sallyport.inventory.v1.InventoryService.ListCertificates:input_type -> sallyport.inventory.v1.ListCertificatesRequest
-	20, // 39: sallyport.inventory.v1.InventoryService.GetHost:input_type -> sallyport.inventory.v1.GetHostRequest
-	22, // 40: sallyport.inventory.v1.InventoryService.ListHosts:input_type -> sallyport.inventory.v1.ListHostsRequest
-	24, // 41: sallyport.inventory.v1.InventoryService.ListFindings:input_type -> sallyport.inventory.v1.ListFindingsRequest
-	26, // 42: sallyport.inventory.v1.InventoryService.CheckStore:input_type -> sallyport.inventory.v1.CheckStoreRequest
-	9,  // 43: sallyport.inventory.v1.InventoryService.ApplyIdentity:output_type -> sallyport.inventory.v1.ApplyIdentityResponse
-	11, // 44: sallyport.inventory.v1.InventoryService.GetIdentity:output_type -> sallyport.inventory.v1.GetIdentityResponse
-	13, // 45: sallyport.inventory.v1.InventoryService.ListIdentities:output_type -> sallyport.inventory.v1.ListIdentitiesResponse
-	15, // 46: sallyport.inventory.v1.InventoryService.DeleteIdentity:output_type -> sallyport.inventory.v1.DeleteIdentityResponse
-	17, // 47: sallyport.inventory.v1.InventoryService.GetCertificate:output_type -> sallyport.inventory.v1.GetCertificateResponse
-	19, // 48: sallyport.inventory.v1.InventoryService.ListCertificates:output_type -> sallyport.inventory.v1.ListCertificatesResponse
-	21, // 49: sallyport.inventory.v1.InventoryService.GetHost:output_type -> sallyport.inventory.v1.GetHostResponse
-	23, // 50: sallyport.inventory.v1.InventoryService.ListHosts:output_type -> sallyport.inventory.v1.ListHostsResponse
-	25, // 51: sallyport.inventory.v1.InventoryService.ListFindings:output_type -> sallyport.inventory.v1.ListFindingsResponse
-	27, // 52: sallyport.inventory.v1.InventoryService.CheckStore:output_type -> sallyport.inventory.v1.CheckStoreResponse
-	43, // [43:53] is the sub-list for method output_type
-	33, // [33:43] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	30, // 7: sallyport.inventory.v1.KnownCertificate.revoked:type_name -> google.protobuf.Timestamp
+	32, // 8: sallyport.inventory.v1.KnownCertificate.revocation_reason:type_name -> sallyport.type.v1.RevocationReason
+	0,  // 9: sallyport.inventory.v1.Sighting.role:type_name -> sallyport.inventory.v1.SightingRole
+	30, // 10: sallyport.inventory.v1.Sighting.first_seen:type_name -> google.protobuf.Timestamp
+	30, // 11: sallyport.inventory.v1.Sighting.last_seen:type_name -> google.protobuf.Timestamp
+	30, // 12: sallyport.inventory.v1.Sighting.gone:type_name -> google.protobuf.Timestamp
+	30, // 13: sallyport.inventory.v1.Host.last_report:type_name -> google.protobuf.Timestamp
+	30, // 14: sallyport.inventory.v1.Host.last_scan:type_name -> google.protobuf.Timestamp
+	30, // 15: sallyport.inventory.v1.Host.created:type_name -> google.protobuf.Timestamp
+	1,  // 16: sallyport.inventory.v1.Finding.rule:type_name -> sallyport.inventory.v1.Rule
+	2,  // 17: sallyport.inventory.v1.Finding.severity:type_name -> sallyport.inventory.v1.Severity
+	30, // 18: sallyport.inventory.v1.Finding.opened:type_name -> google.protobuf.Timestamp
+	30, // 19: sallyport.inventory.v1.Finding.closed:type_name -> google.protobuf.Timestamp
+	3,  // 20: sallyport.inventory.v1.ApplyIdentityRequest.identity:type_name -> sallyport.inventory.v1.Identity
+	3,  // 21: sallyport.inventory.v1.ApplyIdentityResponse.identity:type_name -> sallyport.inventory.v1.Identity
+	3,  // 22: sallyport.inventory.v1.GetIdentityResponse.identity:type_name -> sallyport.inventory.v1.Identity
+	3,  // 23: sallyport.inventory.v1.ListIdentitiesResponse.identities:type_name -> sallyport.inventory.v1.Identity
+	4,  // 24: sallyport.inventory.v1.GetCertificateResponse.certificate:type_name -> sallyport.inventory.v1.KnownCertificate
+	33, // 25: sallyport.inventory.v1.ListCertificatesRequest.expires_within:type_name -> google.protobuf.Duration
+	4,  // 26: sallyport.inventory.v1.ListCertificatesResponse.certificates:type_name -> sallyport.inventory.v1.KnownCertificate
+	6,  // 27: sallyport.inventory.v1.GetHostResponse.host:type_name -> sallyport.inventory.v1.Host
+	5,  // 28: sallyport.inventory.v1.GetHostResponse.sightings:type_name -> sallyport.inventory.v1.Sighting
+	33, // 29: sallyport.inventory.v1.ListHostsRequest.silent_for:type_name -> google.protobuf.Duration
+	6,  // 30: sallyport.inventory.v1.ListHostsResponse.hosts:type_name -> sallyport.inventory.v1.Host
+	1,  // 31: sallyport.inventory.v1.ListFindingsRequest.rules:type_name -> sallyport.inventory.v1.Rule
+	2,  // 32: sallyport.inventory.v1.ListFindingsRequest.min_severity:type_name -> sallyport.inventory.v1.Severity
+	7,  // 33: sallyport.inventory.v1.ListFindingsResponse.findings:type_name -> sallyport.inventory.v1.Finding
+	34, // 34: sallyport.inventory.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
+	8,  // 35: sallyport.inventory.v1.InventoryService.ApplyIdentity:input_type -> sallyport.inventory.v1.ApplyIdentityRequest
+	10, // 36: sallyport.inventory.v1.InventoryService.GetIdentity:input_type -> sallyport.inventory.v1.GetIdentityRequest
+	12, // 37: sallyport.inventory.v1.InventoryService.ListIdentities:input_type -> sallyport.inventory.v1.ListIdentitiesRequest
+	14, // 38: sallyport.inventory.v1.InventoryService.DeleteIdentity:input_type -> sallyport.inventory.v1.DeleteIdentityRequest
+	16, // 39: sallyport.inventory.v1.InventoryService.GetCertificate:input_type -> sallyport.inventory.v1.GetCertificateRequest
+	18, // 40: sallyport.inventory.v1.InventoryService.ListCertificates:input_type -> sallyport.inventory.v1.ListCertificatesRequest
+	20, // 41: sallyport.inventory.v1.InventoryService.GetHost:input_type -> sallyport.inventory.v1.GetHostRequest
+	22, // 42: sallyport.inventory.v1.InventoryService.ListHosts:input_type -> sallyport.inventory.v1.ListHostsRequest
+	24, // 43: sallyport.inventory.v1.InventoryService.ListFindings:input_type -> sallyport.inventory.v1.ListFindingsRequest
+	26, // 44: sallyport.inventory.v1.InventoryService.CheckStore:input_type -> sallyport.inventory.v1.CheckStoreRequest
+	9,  // 45: sallyport.inventory.v1.InventoryService.ApplyIdentity:output_type -> sallyport.inventory.v1.ApplyIdentityResponse
+	11, // 46: sallyport.inventory.v1.InventoryService.GetIdentity:output_type -> sallyport.inventory.v1.GetIdentityResponse
+	13, // 47: sallyport.inventory.v1.InventoryService.ListIdentities:output_type -> sallyport.inventory.v1.ListIdentitiesResponse
+	15, // 48: sallyport.inventory.v1.InventoryService.DeleteIdentity:output_type -> sallyport.inventory.v1.DeleteIdentityResponse
+	17, // 49: sallyport.inventory.v1.InventoryService.GetCertificate:output_type -> sallyport.inventory.v1.GetCertificateResponse
+	19, // 50: sallyport.inventory.v1.InventoryService.ListCertificates:output_type -> sallyport.inventory.v1.ListCertificatesResponse
+	21, // 51: sallyport.inventory.v1.InventoryService.GetHost:output_type -> sallyport.inventory.v1.GetHostResponse
+	23, // 52: sallyport.inventory.v1.InventoryService.ListHosts:output_type -> sallyport.inventory.v1.ListHostsResponse
+	25, // 53: sallyport.inventory.v1.InventoryService.ListFindings:output_type -> sallyport.inventory.v1.ListFindingsResponse
+	27, // 54: sallyport.inventory.v1.InventoryService.CheckStore:output_type -> sallyport.inventory.v1.CheckStoreResponse
+	45, // [45:55] is the sub-list for method output_type
+	35, // [35:45] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_inventory_v1_inventory_proto_init() }

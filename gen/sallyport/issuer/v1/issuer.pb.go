@@ -2084,6 +2084,427 @@ func (*ReportChallengeResponse) Descriptor() ([]byte, []int) {
 	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{30}
 }
 
+// Revocation is the end of a certificate before its time.
+type Revocation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Fingerprint of the certificate.
+	Fingerprint string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Its serial number in lower-case hex.
+	Serial string `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
+	// The authority that issued it.
+	Authority string `protobuf:"bytes,3,opt,name=authority,proto3" json:"authority,omitempty"`
+	// The identity it was issued for.
+	Identity string `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
+	// Why.
+	Reason v1.RevocationReason `protobuf:"varint,5,opt,name=reason,proto3,enum=sallyport.type.v1.RevocationReason" json:"reason,omitempty"`
+	// Since when.
+	Revoked *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=revoked,proto3" json:"revoked,omitempty"`
+	// When it would have ended by itself.
+	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Revocation) Reset() {
+	*x = Revocation{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Revocation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Revocation) ProtoMessage() {}
+
+func (x *Revocation) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
+func (*Revocation) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *Revocation) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *Revocation) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
+func (x *Revocation) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *Revocation) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Revocation) GetReason() v1.RevocationReason {
+	if x != nil {
+		return x.Reason
+	}
+	return v1.RevocationReason(0)
+}
+
+func (x *Revocation) GetRevoked() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *Revocation) GetNotAfter() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NotAfter
+	}
+	return nil
+}
+
+// RevokeCertificateRequest names one.
+type RevokeCertificateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its fingerprint, all 64 digits.
+	Fingerprint string `protobuf:"bytes,1,opt,name=fingerprint,proto3" json:"fingerprint,omitempty"`
+	// Why, for those who read the CRL. It cannot be changed later.
+	Reason v1.RevocationReason `protobuf:"varint,2,opt,name=reason,proto3,enum=sallyport.type.v1.RevocationReason" json:"reason,omitempty"`
+	// Why in words, for the audit record.
+	Comment string `protobuf:"bytes,3,opt,name=comment,proto3" json:"comment,omitempty"`
+	// Chosen by the caller: letters, digits, dashes, at most 128. The same id with the same content is harmless, with other
+	// content a conflict.
+	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateRequest) Reset() {
+	*x = RevokeCertificateRequest{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateRequest) ProtoMessage() {}
+
+func (x *RevokeCertificateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateRequest.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RevokeCertificateRequest) GetFingerprint() string {
+	if x != nil {
+		return x.Fingerprint
+	}
+	return ""
+}
+
+func (x *RevokeCertificateRequest) GetReason() v1.RevocationReason {
+	if x != nil {
+		return x.Reason
+	}
+	return v1.RevocationReason(0)
+}
+
+func (x *RevokeCertificateRequest) GetComment() string {
+	if x != nil {
+		return x.Comment
+	}
+	return ""
+}
+
+func (x *RevokeCertificateRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// RevokeCertificateResponse shows what is now.
+type RevokeCertificateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As stored, now or before.
+	Revocation    *Revocation `protobuf:"bytes,1,opt,name=revocation,proto3" json:"revocation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeCertificateResponse) Reset() {
+	*x = RevokeCertificateResponse{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeCertificateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeCertificateResponse) ProtoMessage() {}
+
+func (x *RevokeCertificateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeCertificateResponse.ProtoReflect.Descriptor instead.
+func (*RevokeCertificateResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RevokeCertificateResponse) GetRevocation() *Revocation {
+	if x != nil {
+		return x.Revocation
+	}
+	return nil
+}
+
+// RevocationList is a CRL (RFC 5280 section 5).
+type RevocationList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The authority.
+	Authority string `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	// Whether the root signed it, and it is about the issuing CA; else the issuing CA did, and it is about what it has issued.
+	Root bool `protobuf:"varint,2,opt,name=root,proto3" json:"root,omitempty"`
+	// Key identifier of the CA that signed it, in lower-case hex; also its name where CRLs are published: "<key id>.crl".
+	KeyId string `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// CRL number; it never goes back.
+	Number int64 `protobuf:"varint,4,opt,name=number,proto3" json:"number,omitempty"`
+	// When it was made.
+	ThisUpdate *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=this_update,json=thisUpdate,proto3" json:"this_update,omitempty"`
+	// When the next is made at the latest.
+	NextUpdate *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=next_update,json=nextUpdate,proto3" json:"next_update,omitempty"`
+	// How many certificates are on it.
+	Entries int64 `protobuf:"varint,7,opt,name=entries,proto3" json:"entries,omitempty"`
+	// DER.
+	Der           []byte `protobuf:"bytes,8,opt,name=der,proto3" json:"der,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevocationList) Reset() {
+	*x = RevocationList{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevocationList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevocationList) ProtoMessage() {}
+
+func (x *RevocationList) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevocationList.ProtoReflect.Descriptor instead.
+func (*RevocationList) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RevocationList) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+func (x *RevocationList) GetRoot() bool {
+	if x != nil {
+		return x.Root
+	}
+	return false
+}
+
+func (x *RevocationList) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *RevocationList) GetNumber() int64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+func (x *RevocationList) GetThisUpdate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ThisUpdate
+	}
+	return nil
+}
+
+func (x *RevocationList) GetNextUpdate() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextUpdate
+	}
+	return nil
+}
+
+func (x *RevocationList) GetEntries() int64 {
+	if x != nil {
+		return x.Entries
+	}
+	return 0
+}
+
+func (x *RevocationList) GetDer() []byte {
+	if x != nil {
+		return x.Der
+	}
+	return nil
+}
+
+// GetRevocationListRequest names an authority.
+type GetRevocationListRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Authority     string `protobuf:"bytes,1,opt,name=authority,proto3" json:"authority,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRevocationListRequest) Reset() {
+	*x = GetRevocationListRequest{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRevocationListRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRevocationListRequest) ProtoMessage() {}
+
+func (x *GetRevocationListRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRevocationListRequest.ProtoReflect.Descriptor instead.
+func (*GetRevocationListRequest) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *GetRevocationListRequest) GetAuthority() string {
+	if x != nil {
+		return x.Authority
+	}
+	return ""
+}
+
+// GetRevocationListResponse shows its lists.
+type GetRevocationListResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The issuing CA's, then the root's.
+	Lists         []*RevocationList `protobuf:"bytes,1,rep,name=lists,proto3" json:"lists,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRevocationListResponse) Reset() {
+	*x = GetRevocationListResponse{}
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRevocationListResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRevocationListResponse) ProtoMessage() {}
+
+func (x *GetRevocationListResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRevocationListResponse.ProtoReflect.Descriptor instead.
+func (*GetRevocationListResponse) Descriptor() ([]byte, []int) {
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *GetRevocationListResponse) GetLists() []*RevocationList {
+	if x != nil {
+		return x.Lists
+	}
+	return nil
+}
+
 // CheckStoreRequest says how thoroughly.
 type CheckStoreRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2095,7 +2516,7 @@ type CheckStoreRequest struct {
 
 func (x *CheckStoreRequest) Reset() {
 	*x = CheckStoreRequest{}
-	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[31]
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2107,7 +2528,7 @@ func (x *CheckStoreRequest) String() string {
 func (*CheckStoreRequest) ProtoMessage() {}
 
 func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[31]
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2120,7 +2541,7 @@ func (x *CheckStoreRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckStoreRequest.ProtoReflect.Descriptor instead.
 func (*CheckStoreRequest) Descriptor() ([]byte, []int) {
-	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{31}
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *CheckStoreRequest) GetFull() bool {
@@ -2141,7 +2562,7 @@ type CheckStoreResponse struct {
 
 func (x *CheckStoreResponse) Reset() {
 	*x = CheckStoreResponse{}
-	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[32]
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +2574,7 @@ func (x *CheckStoreResponse) String() string {
 func (*CheckStoreResponse) ProtoMessage() {}
 
 func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[32]
+	mi := &file_sallyport_issuer_v1_issuer_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +2587,7 @@ func (x *CheckStoreResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckStoreResponse.ProtoReflect.Descriptor instead.
 func (*CheckStoreResponse) Descriptor() ([]byte, []int) {
-	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{32}
+	return file_sallyport_issuer_v1_issuer_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *CheckStoreResponse) GetReport() *v1.StoreReport {
@@ -2311,7 +2732,41 @@ const file_sallyport_issuer_v1_issuer_proto_rawDesc = "" +
 	"\fchallenge_id\x18\x01 \x01(\tR\vchallengeId\x12\x14\n" +
 	"\x05ready\x18\x02 \x01(\bR\x05ready\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\"\x19\n" +
-	"\x17ReportChallengeResponse\"'\n" +
+	"\x17ReportChallengeResponse\"\xac\x02\n" +
+	"\n" +
+	"Revocation\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12\x16\n" +
+	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x1c\n" +
+	"\tauthority\x18\x03 \x01(\tR\tauthority\x12\x1a\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\x12;\n" +
+	"\x06reason\x18\x05 \x01(\x0e2#.sallyport.type.v1.RevocationReasonR\x06reason\x124\n" +
+	"\arevoked\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\arevoked\x127\n" +
+	"\tnot_after\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xb2\x01\n" +
+	"\x18RevokeCertificateRequest\x12 \n" +
+	"\vfingerprint\x18\x01 \x01(\tR\vfingerprint\x12;\n" +
+	"\x06reason\x18\x02 \x01(\x0e2#.sallyport.type.v1.RevocationReasonR\x06reason\x12\x18\n" +
+	"\acomment\x18\x03 \x01(\tR\acomment\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\"\\\n" +
+	"\x19RevokeCertificateResponse\x12?\n" +
+	"\n" +
+	"revocation\x18\x01 \x01(\v2\x1f.sallyport.issuer.v1.RevocationR\n" +
+	"revocation\"\x97\x02\n" +
+	"\x0eRevocationList\x12\x1c\n" +
+	"\tauthority\x18\x01 \x01(\tR\tauthority\x12\x12\n" +
+	"\x04root\x18\x02 \x01(\bR\x04root\x12\x15\n" +
+	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12\x16\n" +
+	"\x06number\x18\x04 \x01(\x03R\x06number\x12;\n" +
+	"\vthis_update\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"thisUpdate\x12;\n" +
+	"\vnext_update\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"nextUpdate\x12\x18\n" +
+	"\aentries\x18\a \x01(\x03R\aentries\x12\x10\n" +
+	"\x03der\x18\b \x01(\fR\x03der\"8\n" +
+	"\x18GetRevocationListRequest\x12\x1c\n" +
+	"\tauthority\x18\x01 \x01(\tR\tauthority\"V\n" +
+	"\x19GetRevocationListResponse\x129\n" +
+	"\x05lists\x18\x01 \x03(\v2#.sallyport.issuer.v1.RevocationListR\x05lists\"'\n" +
 	"\x11CheckStoreRequest\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\"L\n" +
 	"\x12CheckStoreResponse\x126\n" +
@@ -2325,7 +2780,7 @@ const file_sallyport_issuer_v1_issuer_proto_rawDesc = "" +
 	"\x18REQUEST_STATE_FINALIZING\x10\x05\x12\x18\n" +
 	"\x14REQUEST_STATE_ISSUED\x10\x06\x12\x19\n" +
 	"\x15REQUEST_STATE_REFUSED\x10\a\x12\x1b\n" +
-	"\x17REQUEST_STATE_CANCELLED\x10\b2\xaf\v\n" +
+	"\x17REQUEST_STATE_CANCELLED\x10\b2\x97\r\n" +
 	"\rIssuerService\x12i\n" +
 	"\x0eApplyAuthority\x12*.sallyport.issuer.v1.ApplyAuthorityRequest\x1a+.sallyport.issuer.v1.ApplyAuthorityResponse\x12c\n" +
 	"\fGetAuthority\x12(.sallyport.issuer.v1.GetAuthorityRequest\x1a).sallyport.issuer.v1.GetAuthorityResponse\x12l\n" +
@@ -2341,7 +2796,9 @@ const file_sallyport_issuer_v1_issuer_proto_rawDesc = "" +
 	"GetRequest\x12&.sallyport.issuer.v1.GetRequestRequest\x1a'.sallyport.issuer.v1.GetRequestResponse\x12c\n" +
 	"\fListRequests\x12(.sallyport.issuer.v1.ListRequestsRequest\x1a).sallyport.issuer.v1.ListRequestsResponse\x12f\n" +
 	"\rCancelRequest\x12).sallyport.issuer.v1.CancelRequestRequest\x1a*.sallyport.issuer.v1.CancelRequestResponse\x12l\n" +
-	"\x0fReportChallenge\x12+.sallyport.issuer.v1.ReportChallengeRequest\x1a,.sallyport.issuer.v1.ReportChallengeResponse\x12_\n" +
+	"\x0fReportChallenge\x12+.sallyport.issuer.v1.ReportChallengeRequest\x1a,.sallyport.issuer.v1.ReportChallengeResponse\x12r\n" +
+	"\x11RevokeCertificate\x12-.sallyport.issuer.v1.RevokeCertificateRequest\x1a..sallyport.issuer.v1.RevokeCertificateResponse\x12r\n" +
+	"\x11GetRevocationList\x12-.sallyport.issuer.v1.GetRevocationListRequest\x1a..sallyport.issuer.v1.GetRevocationListResponse\x12_\n" +
 	"\n" +
 	"CheckStore\x12&.sallyport.issuer.v1.CheckStoreRequest\x1a'.sallyport.issuer.v1.CheckStoreResponse0\x01B\xd9\x01\n" +
 	"\x17com.sallyport.issuer.v1B\vIssuerProtoP\x01ZCgithub.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1;issuerv1\xa2\x02\x03SIX\xaa\x02\x13Sallyport.Issuer.V1\xca\x02\x13Sallyport\\Issuer\\V1\xe2\x02\x1fSallyport\\Issuer\\V1\\GPBMetadata\xea\x02\x15Sallyport::Issuer::V1b\x06proto3"
@@ -2359,65 +2816,72 @@ func file_sallyport_issuer_v1_issuer_proto_rawDescGZIP() []byte {
 }
 
 var file_sallyport_issuer_v1_issuer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_sallyport_issuer_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_sallyport_issuer_v1_issuer_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
 var file_sallyport_issuer_v1_issuer_proto_goTypes = []any{
-	(RequestState)(0),               // 0: sallyport.issuer.v1.RequestState
-	(*Authority)(nil),               // 1: sallyport.issuer.v1.Authority
-	(*InternalAuthority)(nil),       // 2: sallyport.issuer.v1.InternalAuthority
-	(*AcmeAuthority)(nil),           // 3: sallyport.issuer.v1.AcmeAuthority
-	(*Profile)(nil),                 // 4: sallyport.issuer.v1.Profile
-	(*Request)(nil),                 // 5: sallyport.issuer.v1.Request
-	(*ApplyAuthorityRequest)(nil),   // 6: sallyport.issuer.v1.ApplyAuthorityRequest
-	(*ApplyAuthorityResponse)(nil),  // 7: sallyport.issuer.v1.ApplyAuthorityResponse
-	(*GetAuthorityRequest)(nil),     // 8: sallyport.issuer.v1.GetAuthorityRequest
-	(*GetAuthorityResponse)(nil),    // 9: sallyport.issuer.v1.GetAuthorityResponse
-	(*ListAuthoritiesRequest)(nil),  // 10: sallyport.issuer.v1.ListAuthoritiesRequest
-	(*ListAuthoritiesResponse)(nil), // 11: sallyport.issuer.v1.ListAuthoritiesResponse
-	(*DeleteAuthorityRequest)(nil),  // 12: sallyport.issuer.v1.DeleteAuthorityRequest
-	(*DeleteAuthorityResponse)(nil), // 13: sallyport.issuer.v1.DeleteAuthorityResponse
-	(*ApplyProfileRequest)(nil),     // 14: sallyport.issuer.v1.ApplyProfileRequest
-	(*ApplyProfileResponse)(nil),    // 15: sallyport.issuer.v1.ApplyProfileResponse
-	(*GetProfileRequest)(nil),       // 16: sallyport.issuer.v1.GetProfileRequest
-	(*GetProfileResponse)(nil),      // 17: sallyport.issuer.v1.GetProfileResponse
-	(*ListProfilesRequest)(nil),     // 18: sallyport.issuer.v1.ListProfilesRequest
-	(*ListProfilesResponse)(nil),    // 19: sallyport.issuer.v1.ListProfilesResponse
-	(*DeleteProfileRequest)(nil),    // 20: sallyport.issuer.v1.DeleteProfileRequest
-	(*DeleteProfileResponse)(nil),   // 21: sallyport.issuer.v1.DeleteProfileResponse
-	(*SubmitRequestRequest)(nil),    // 22: sallyport.issuer.v1.SubmitRequestRequest
-	(*SubmitRequestResponse)(nil),   // 23: sallyport.issuer.v1.SubmitRequestResponse
-	(*GetRequestRequest)(nil),       // 24: sallyport.issuer.v1.GetRequestRequest
-	(*GetRequestResponse)(nil),      // 25: sallyport.issuer.v1.GetRequestResponse
-	(*ListRequestsRequest)(nil),     // 26: sallyport.issuer.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),    // 27: sallyport.issuer.v1.ListRequestsResponse
-	(*CancelRequestRequest)(nil),    // 28: sallyport.issuer.v1.CancelRequestRequest
-	(*CancelRequestResponse)(nil),   // 29: sallyport.issuer.v1.CancelRequestResponse
-	(*ReportChallengeRequest)(nil),  // 30: sallyport.issuer.v1.ReportChallengeRequest
-	(*ReportChallengeResponse)(nil), // 31: sallyport.issuer.v1.ReportChallengeResponse
-	(*CheckStoreRequest)(nil),       // 32: sallyport.issuer.v1.CheckStoreRequest
-	(*CheckStoreResponse)(nil),      // 33: sallyport.issuer.v1.CheckStoreResponse
-	(*timestamppb.Timestamp)(nil),   // 34: google.protobuf.Timestamp
-	(v1.KeyType)(0),                 // 35: sallyport.type.v1.KeyType
-	(*durationpb.Duration)(nil),     // 36: google.protobuf.Duration
-	(v1.ExtendedKeyUsage)(0),        // 37: sallyport.type.v1.ExtendedKeyUsage
-	(*v1.Names)(nil),                // 38: sallyport.type.v1.Names
-	(*v1.StoreReport)(nil),          // 39: sallyport.type.v1.StoreReport
+	(RequestState)(0),                 // 0: sallyport.issuer.v1.RequestState
+	(*Authority)(nil),                 // 1: sallyport.issuer.v1.Authority
+	(*InternalAuthority)(nil),         // 2: sallyport.issuer.v1.InternalAuthority
+	(*AcmeAuthority)(nil),             // 3: sallyport.issuer.v1.AcmeAuthority
+	(*Profile)(nil),                   // 4: sallyport.issuer.v1.Profile
+	(*Request)(nil),                   // 5: sallyport.issuer.v1.Request
+	(*ApplyAuthorityRequest)(nil),     // 6: sallyport.issuer.v1.ApplyAuthorityRequest
+	(*ApplyAuthorityResponse)(nil),    // 7: sallyport.issuer.v1.ApplyAuthorityResponse
+	(*GetAuthorityRequest)(nil),       // 8: sallyport.issuer.v1.GetAuthorityRequest
+	(*GetAuthorityResponse)(nil),      // 9: sallyport.issuer.v1.GetAuthorityResponse
+	(*ListAuthoritiesRequest)(nil),    // 10: sallyport.issuer.v1.ListAuthoritiesRequest
+	(*ListAuthoritiesResponse)(nil),   // 11: sallyport.issuer.v1.ListAuthoritiesResponse
+	(*DeleteAuthorityRequest)(nil),    // 12: sallyport.issuer.v1.DeleteAuthorityRequest
+	(*DeleteAuthorityResponse)(nil),   // 13: sallyport.issuer.v1.DeleteAuthorityResponse
+	(*ApplyProfileRequest)(nil),       // 14: sallyport.issuer.v1.ApplyProfileRequest
+	(*ApplyProfileResponse)(nil),      // 15: sallyport.issuer.v1.ApplyProfileResponse
+	(*GetProfileRequest)(nil),         // 16: sallyport.issuer.v1.GetProfileRequest
+	(*GetProfileResponse)(nil),        // 17: sallyport.issuer.v1.GetProfileResponse
+	(*ListProfilesRequest)(nil),       // 18: sallyport.issuer.v1.ListProfilesRequest
+	(*ListProfilesResponse)(nil),      // 19: sallyport.issuer.v1.ListProfilesResponse
+	(*DeleteProfileRequest)(nil),      // 20: sallyport.issuer.v1.DeleteProfileRequest
+	(*DeleteProfileResponse)(nil),     // 21: sallyport.issuer.v1.DeleteProfileResponse
+	(*SubmitRequestRequest)(nil),      // 22: sallyport.issuer.v1.SubmitRequestRequest
+	(*SubmitRequestResponse)(nil),     // 23: sallyport.issuer.v1.SubmitRequestResponse
+	(*GetRequestRequest)(nil),         // 24: sallyport.issuer.v1.GetRequestRequest
+	(*GetRequestResponse)(nil),        // 25: sallyport.issuer.v1.GetRequestResponse
+	(*ListRequestsRequest)(nil),       // 26: sallyport.issuer.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),      // 27: sallyport.issuer.v1.ListRequestsResponse
+	(*CancelRequestRequest)(nil),      // 28: sallyport.issuer.v1.CancelRequestRequest
+	(*CancelRequestResponse)(nil),     // 29: sallyport.issuer.v1.CancelRequestResponse
+	(*ReportChallengeRequest)(nil),    // 30: sallyport.issuer.v1.ReportChallengeRequest
+	(*ReportChallengeResponse)(nil),   // 31: sallyport.issuer.v1.ReportChallengeResponse
+	(*Revocation)(nil),                // 32: sallyport.issuer.v1.Revocation
+	(*RevokeCertificateRequest)(nil),  // 33: sallyport.issuer.v1.RevokeCertificateRequest
+	(*RevokeCertificateResponse)(nil), // 34: sallyport.issuer.v1.RevokeCertificateResponse
+	(*RevocationList)(nil),            // 35: sallyport.issuer.v1.RevocationList
+	(*GetRevocationListRequest)(nil),  // 36: sallyport.issuer.v1.GetRevocationListRequest
+	(*GetRevocationListResponse)(nil), // 37: sallyport.issuer.v1.GetRevocationListResponse
+	(*CheckStoreRequest)(nil),         // 38: sallyport.issuer.v1.CheckStoreRequest
+	(*CheckStoreResponse)(nil),        // 39: sallyport.issuer.v1.CheckStoreResponse
+	(*timestamppb.Timestamp)(nil),     // 40: google.protobuf.Timestamp
+	(v1.KeyType)(0),                   // 41: sallyport.type.v1.KeyType
+	(*durationpb.Duration)(nil),       // 42: google.protobuf.Duration
+	(v1.ExtendedKeyUsage)(0),          // 43: sallyport.type.v1.ExtendedKeyUsage
+	(*v1.Names)(nil),                  // 44: sallyport.type.v1.Names
+	(v1.RevocationReason)(0),          // 45: sallyport.type.v1.RevocationReason
+	(*v1.StoreReport)(nil),            // 46: sallyport.type.v1.StoreReport
 }
 var file_sallyport_issuer_v1_issuer_proto_depIdxs = []int32{
 	2,  // 0: sallyport.issuer.v1.Authority.internal:type_name -> sallyport.issuer.v1.InternalAuthority
 	3,  // 1: sallyport.issuer.v1.Authority.acme:type_name -> sallyport.issuer.v1.AcmeAuthority
-	34, // 2: sallyport.issuer.v1.Authority.created:type_name -> google.protobuf.Timestamp
-	35, // 3: sallyport.issuer.v1.InternalAuthority.key_type:type_name -> sallyport.type.v1.KeyType
-	36, // 4: sallyport.issuer.v1.InternalAuthority.root_lifetime:type_name -> google.protobuf.Duration
-	36, // 5: sallyport.issuer.v1.InternalAuthority.intermediate_lifetime:type_name -> google.protobuf.Duration
-	35, // 6: sallyport.issuer.v1.Profile.key_types:type_name -> sallyport.type.v1.KeyType
-	37, // 7: sallyport.issuer.v1.Profile.usages:type_name -> sallyport.type.v1.ExtendedKeyUsage
-	36, // 8: sallyport.issuer.v1.Profile.lifetime:type_name -> google.protobuf.Duration
-	34, // 9: sallyport.issuer.v1.Profile.created:type_name -> google.protobuf.Timestamp
-	38, // 10: sallyport.issuer.v1.Request.names:type_name -> sallyport.type.v1.Names
+	40, // 2: sallyport.issuer.v1.Authority.created:type_name -> google.protobuf.Timestamp
+	41, // 3: sallyport.issuer.v1.InternalAuthority.key_type:type_name -> sallyport.type.v1.KeyType
+	42, // 4: sallyport.issuer.v1.InternalAuthority.root_lifetime:type_name -> google.protobuf.Duration
+	42, // 5: sallyport.issuer.v1.InternalAuthority.intermediate_lifetime:type_name -> google.protobuf.Duration
+	41, // 6: sallyport.issuer.v1.Profile.key_types:type_name -> sallyport.type.v1.KeyType
+	43, // 7: sallyport.issuer.v1.Profile.usages:type_name -> sallyport.type.v1.ExtendedKeyUsage
+	42, // 8: sallyport.issuer.v1.Profile.lifetime:type_name -> google.protobuf.Duration
+	40, // 9: sallyport.issuer.v1.Profile.created:type_name -> google.protobuf.Timestamp
+	44, // 10: sallyport.issuer.v1.Request.names:type_name -> sallyport.type.v1.Names
 	0,  // 11: sallyport.issuer.v1.Request.state:type_name -> sallyport.issuer.v1.RequestState
-	34, // 12: sallyport.issuer.v1.Request.next_attempt:type_name -> google.protobuf.Timestamp
-	34, // 13: sallyport.issuer.v1.Request.created:type_name -> google.protobuf.Timestamp
-	34, // 14: sallyport.issuer.v1.Request.updated:type_name -> google.protobuf.Timestamp
+	40, // 12: sallyport.issuer.v1.Request.next_attempt:type_name -> google.protobuf.Timestamp
+	40, // 13: sallyport.issuer.v1.Request.created:type_name -> google.protobuf.Timestamp
+	40, // 14: sallyport.issuer.v1.Request.updated:type_name -> google.protobuf.Timestamp
 	1,  // 15: sallyport.issuer.v1.ApplyAuthorityRequest.authority:type_name -> sallyport.issuer.v1.Authority
 	1,  // 16: sallyport.issuer.v1.ApplyAuthorityResponse.authority:type_name -> sallyport.issuer.v1.Authority
 	1,  // 17: sallyport.issuer.v1.GetAuthorityResponse.authority:type_name -> sallyport.issuer.v1.Authority
@@ -2426,46 +2890,58 @@ var file_sallyport_issuer_v1_issuer_proto_depIdxs = []int32{
 	4,  // 20: sallyport.issuer.v1.ApplyProfileResponse.profile:type_name -> sallyport.issuer.v1.Profile
 	4,  // 21: sallyport.issuer.v1.GetProfileResponse.profile:type_name -> sallyport.issuer.v1.Profile
 	4,  // 22: sallyport.issuer.v1.ListProfilesResponse.profiles:type_name -> sallyport.issuer.v1.Profile
-	38, // 23: sallyport.issuer.v1.SubmitRequestRequest.names:type_name -> sallyport.type.v1.Names
+	44, // 23: sallyport.issuer.v1.SubmitRequestRequest.names:type_name -> sallyport.type.v1.Names
 	5,  // 24: sallyport.issuer.v1.SubmitRequestResponse.request:type_name -> sallyport.issuer.v1.Request
 	5,  // 25: sallyport.issuer.v1.GetRequestResponse.request:type_name -> sallyport.issuer.v1.Request
 	0,  // 26: sallyport.issuer.v1.ListRequestsRequest.states:type_name -> sallyport.issuer.v1.RequestState
 	5,  // 27: sallyport.issuer.v1.ListRequestsResponse.requests:type_name -> sallyport.issuer.v1.Request
 	5,  // 28: sallyport.issuer.v1.CancelRequestResponse.request:type_name -> sallyport.issuer.v1.Request
-	39, // 29: sallyport.issuer.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
-	6,  // 30: sallyport.issuer.v1.IssuerService.ApplyAuthority:input_type -> sallyport.issuer.v1.ApplyAuthorityRequest
-	8,  // 31: sallyport.issuer.v1.IssuerService.GetAuthority:input_type -> sallyport.issuer.v1.GetAuthorityRequest
-	10, // 32: sallyport.issuer.v1.IssuerService.ListAuthorities:input_type -> sallyport.issuer.v1.ListAuthoritiesRequest
-	12, // 33: sallyport.issuer.v1.IssuerService.DeleteAuthority:input_type -> sallyport.issuer.v1.DeleteAuthorityRequest
-	14, // 34: sallyport.issuer.v1.IssuerService.ApplyProfile:input_type -> sallyport.issuer.v1.ApplyProfileRequest
-	16, // 35: sallyport.issuer.v1.IssuerService.GetProfile:input_type -> sallyport.issuer.v1.GetProfileRequest
-	18, // 36: sallyport.issuer.v1.IssuerService.ListProfiles:input_type -> sallyport.issuer.v1.ListProfilesRequest
-	20, // 37: sallyport.issuer.v1.IssuerService.DeleteProfile:input_type -> sallyport.issuer.v1.DeleteProfileRequest
-	22, // 38: sallyport.issuer.v1.IssuerService.SubmitRequest:input_type -> sallyport.issuer.v1.SubmitRequestRequest
-	24, // 39: sallyport.issuer.v1.IssuerService.GetRequest:input_type -> sallyport.issuer.v1.GetRequestRequest
-	26, // 40: sallyport.issuer.v1.IssuerService.ListRequests:input_type -> sallyport.issuer.v1.ListRequestsRequest
-	28, // 41: sallyport.issuer.v1.IssuerService.CancelRequest:input_type -> sallyport.issuer.v1.CancelRequestRequest
-	30, // 42: sallyport.issuer.v1.IssuerService.ReportChallenge:input_type -> sallyport.issuer.v1.ReportChallengeRequest
-	32, // 43: sallyport.issuer.v1.IssuerService.CheckStore:input_type -> sallyport.issuer.v1.CheckStoreRequest
-	7,  // 44: sallyport.issuer.v1.IssuerService.ApplyAuthority:output_type -> sallyport.issuer.v1.ApplyAuthorityResponse
-	9,  // 45: sallyport.issuer.v1.IssuerService.GetAuthority:output_type -> sallyport.issuer.v1.GetAuthorityResponse
-	11, // 46: sallyport.issuer.v1.IssuerService.ListAuthorities:output_type -> sallyport.issuer.v1.ListAuthoritiesResponse
-	13, // 47: sallyport.issuer.v1.IssuerService.DeleteAuthority:output_type -> sallyport.issuer.v1.DeleteAuthorityResponse
-	15, // 48: sallyport.issuer.v1.IssuerService.ApplyProfile:output_type -> sallyport.issuer.v1.ApplyProfileResponse
-	17, // 49: sallyport.issuer.v1.IssuerService.GetProfile:output_type -> sallyport.issuer.v1.GetProfileResponse
-	19, // 50: sallyport.issuer.v1.IssuerService.ListProfiles:output_type -> sallyport.issuer.v1.ListProfilesResponse
-	21, // 51: sallyport.issuer.v1.IssuerService.DeleteProfile:output_type -> sallyport.issuer.v1.DeleteProfileResponse
-	23, // 52: sallyport.issuer.v1.IssuerService.SubmitRequest:output_type -> sallyport.issuer.v1.SubmitRequestResponse
-	25, // 53: sallyport.issuer.v1.IssuerService.GetRequest:output_type -> sallyport.issuer.v1.GetRequestResponse
-	27, // 54: sallyport.issuer.v1.IssuerService.ListRequests:output_type -> sallyport.issuer.v1.ListRequestsResponse
-	29, // 55: sallyport.issuer.v1.IssuerService.CancelRequest:output_type -> sallyport.issuer.v1.CancelRequestResponse
-	31, // 56: sallyport.issuer.v1.IssuerService.ReportChallenge:output_type -> sallyport.issuer.v1.ReportChallengeResponse
-	33, // 57: sallyport.issuer.v1.IssuerService.CheckStore:output_type -> sallyport.issuer.v1.CheckStoreResponse
-	44, // [44:58] is the sub-list for method output_type
-	30, // [30:44] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	45, // 29: sallyport.issuer.v1.Revocation.reason:type_name -> sallyport.type.v1.RevocationReason
+	40, // 30: sallyport.issuer.v1.Revocation.revoked:type_name -> google.protobuf.Timestamp
+	40, // 31: sallyport.issuer.v1.Revocation.not_after:type_name -> google.protobuf.Timestamp
+	45, // 32: sallyport.issuer.v1.RevokeCertificateRequest.reason:type_name -> sallyport.type.v1.RevocationReason
+	32, // 33: sallyport.issuer.v1.RevokeCertificateResponse.revocation:type_name -> sallyport.issuer.v1.Revocation
+	40, // 34: sallyport.issuer.v1.RevocationList.this_update:type_name -> google.protobuf.Timestamp
+	40, // 35: sallyport.issuer.v1.RevocationList.next_update:type_name -> google.protobuf.Timestamp
+	35, // 36: sallyport.issuer.v1.GetRevocationListResponse.lists:type_name -> sallyport.issuer.v1.RevocationList
+	46, // 37: sallyport.issuer.v1.CheckStoreResponse.report:type_name -> sallyport.type.v1.StoreReport
+	6,  // 38: sallyport.issuer.v1.IssuerService.ApplyAuthority:input_type -> sallyport.issuer.v1.ApplyAuthorityRequest
+	8,  // 39: sallyport.issuer.v1.IssuerService.GetAuthority:input_type -> sallyport.issuer.v1.GetAuthorityRequest
+	10, // 40: sallyport.issuer.v1.IssuerService.ListAuthorities:input_type -> sallyport.issuer.v1.ListAuthoritiesRequest
+	12, // 41: sallyport.issuer.v1.IssuerService.DeleteAuthority:input_type -> sallyport.issuer.v1.DeleteAuthorityRequest
+	14, // 42: sallyport.issuer.v1.IssuerService.ApplyProfile:input_type -> sallyport.issuer.v1.ApplyProfileRequest
+	16, // 43: sallyport.issuer.v1.IssuerService.GetProfile:input_type -> sallyport.issuer.v1.GetProfileRequest
+	18, // 44: sallyport.issuer.v1.IssuerService.ListProfiles:input_type -> sallyport.issuer.v1.ListProfilesRequest
+	20, // 45: sallyport.issuer.v1.IssuerService.DeleteProfile:input_type -> sallyport.issuer.v1.DeleteProfileRequest
+	22, // 46: sallyport.issuer.v1.IssuerService.SubmitRequest:input_type -> sallyport.issuer.v1.SubmitRequestRequest
+	24, // 47: sallyport.issuer.v1.IssuerService.GetRequest:input_type -> sallyport.issuer.v1.GetRequestRequest
+	26, // 48: sallyport.issuer.v1.IssuerService.ListRequests:input_type -> sallyport.issuer.v1.ListRequestsRequest
+	28, // 49: sallyport.issuer.v1.IssuerService.CancelRequest:input_type -> sallyport.issuer.v1.CancelRequestRequest
+	30, // 50: sallyport.issuer.v1.IssuerService.ReportChallenge:input_type -> sallyport.issuer.v1.ReportChallengeRequest
+	33, // 51: sallyport.issuer.v1.IssuerService.RevokeCertificate:input_type -> sallyport.issuer.v1.RevokeCertificateRequest
+	36, // 52: sallyport.issuer.v1.IssuerService.GetRevocationList:input_type -> sallyport.issuer.v1.GetRevocationListRequest
+	38, // 53: sallyport.issuer.v1.IssuerService.CheckStore:input_type -> sallyport.issuer.v1.CheckStoreRequest
+	7,  // 54: sallyport.issuer.v1.IssuerService.ApplyAuthority:output_type -> sallyport.issuer.v1.ApplyAuthorityResponse
+	9,  // 55: sallyport.issuer.v1.IssuerService.GetAuthority:output_type -> sallyport.issuer.v1.GetAuthorityResponse
+	11, // 56: sallyport.issuer.v1.IssuerService.ListAuthorities:output_type -> sallyport.issuer.v1.ListAuthoritiesResponse
+	13, // 57: sallyport.issuer.v1.IssuerService.DeleteAuthority:output_type -> sallyport.issuer.v1.DeleteAuthorityResponse
+	15, // 58: sallyport.issuer.v1.IssuerService.ApplyProfile:output_type -> sallyport.issuer.v1.ApplyProfileResponse
+	17, // 59: sallyport.issuer.v1.IssuerService.GetProfile:output_type -> sallyport.issuer.v1.GetProfileResponse
+	19, // 60: sallyport.issuer.v1.IssuerService.ListProfiles:output_type -> sallyport.issuer.v1.ListProfilesResponse
+	21, // 61: sallyport.issuer.v1.IssuerService.DeleteProfile:output_type -> sallyport.issuer.v1.DeleteProfileResponse
+	23, // 62: sallyport.issuer.v1.IssuerService.SubmitRequest:output_type -> sallyport.issuer.v1.SubmitRequestResponse
+	25, // 63: sallyport.issuer.v1.IssuerService.GetRequest:output_type -> sallyport.issuer.v1.GetRequestResponse
+	27, // 64: sallyport.issuer.v1.IssuerService.ListRequests:output_type -> sallyport.issuer.v1.ListRequestsResponse
+	29, // 65: sallyport.issuer.v1.IssuerService.CancelRequest:output_type -> sallyport.issuer.v1.CancelRequestResponse
+	31, // 66: sallyport.issuer.v1.IssuerService.ReportChallenge:output_type -> sallyport.issuer.v1.ReportChallengeResponse
+	34, // 67: sallyport.issuer.v1.IssuerService.RevokeCertificate:output_type -> sallyport.issuer.v1.RevokeCertificateResponse
+	37, // 68: sallyport.issuer.v1.IssuerService.GetRevocationList:output_type -> sallyport.issuer.v1.GetRevocationListResponse
+	39, // 69: sallyport.issuer.v1.IssuerService.CheckStore:output_type -> sallyport.issuer.v1.CheckStoreResponse
+	54, // [54:70] is the sub-list for method output_type
+	38, // [38:54] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_sallyport_issuer_v1_issuer_proto_init() }
@@ -2483,7 +2959,7 @@ func file_sallyport_issuer_v1_issuer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_issuer_v1_issuer_proto_rawDesc), len(file_sallyport_issuer_v1_issuer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   33,
+			NumMessages:   39,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

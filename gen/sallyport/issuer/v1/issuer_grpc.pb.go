@@ -21,20 +21,22 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	IssuerService_ApplyAuthority_FullMethodName  = "/sallyport.issuer.v1.IssuerService/ApplyAuthority"
-	IssuerService_GetAuthority_FullMethodName    = "/sallyport.issuer.v1.IssuerService/GetAuthority"
-	IssuerService_ListAuthorities_FullMethodName = "/sallyport.issuer.v1.IssuerService/ListAuthorities"
-	IssuerService_DeleteAuthority_FullMethodName = "/sallyport.issuer.v1.IssuerService/DeleteAuthority"
-	IssuerService_ApplyProfile_FullMethodName    = "/sallyport.issuer.v1.IssuerService/ApplyProfile"
-	IssuerService_GetProfile_FullMethodName      = "/sallyport.issuer.v1.IssuerService/GetProfile"
-	IssuerService_ListProfiles_FullMethodName    = "/sallyport.issuer.v1.IssuerService/ListProfiles"
-	IssuerService_DeleteProfile_FullMethodName   = "/sallyport.issuer.v1.IssuerService/DeleteProfile"
-	IssuerService_SubmitRequest_FullMethodName   = "/sallyport.issuer.v1.IssuerService/SubmitRequest"
-	IssuerService_GetRequest_FullMethodName      = "/sallyport.issuer.v1.IssuerService/GetRequest"
-	IssuerService_ListRequests_FullMethodName    = "/sallyport.issuer.v1.IssuerService/ListRequests"
-	IssuerService_CancelRequest_FullMethodName   = "/sallyport.issuer.v1.IssuerService/CancelRequest"
-	IssuerService_ReportChallenge_FullMethodName = "/sallyport.issuer.v1.IssuerService/ReportChallenge"
-	IssuerService_CheckStore_FullMethodName      = "/sallyport.issuer.v1.IssuerService/CheckStore"
+	IssuerService_ApplyAuthority_FullMethodName    = "/sallyport.issuer.v1.IssuerService/ApplyAuthority"
+	IssuerService_GetAuthority_FullMethodName      = "/sallyport.issuer.v1.IssuerService/GetAuthority"
+	IssuerService_ListAuthorities_FullMethodName   = "/sallyport.issuer.v1.IssuerService/ListAuthorities"
+	IssuerService_DeleteAuthority_FullMethodName   = "/sallyport.issuer.v1.IssuerService/DeleteAuthority"
+	IssuerService_ApplyProfile_FullMethodName      = "/sallyport.issuer.v1.IssuerService/ApplyProfile"
+	IssuerService_GetProfile_FullMethodName        = "/sallyport.issuer.v1.IssuerService/GetProfile"
+	IssuerService_ListProfiles_FullMethodName      = "/sallyport.issuer.v1.IssuerService/ListProfiles"
+	IssuerService_DeleteProfile_FullMethodName     = "/sallyport.issuer.v1.IssuerService/DeleteProfile"
+	IssuerService_SubmitRequest_FullMethodName     = "/sallyport.issuer.v1.IssuerService/SubmitRequest"
+	IssuerService_GetRequest_FullMethodName        = "/sallyport.issuer.v1.IssuerService/GetRequest"
+	IssuerService_ListRequests_FullMethodName      = "/sallyport.issuer.v1.IssuerService/ListRequests"
+	IssuerService_CancelRequest_FullMethodName     = "/sallyport.issuer.v1.IssuerService/CancelRequest"
+	IssuerService_ReportChallenge_FullMethodName   = "/sallyport.issuer.v1.IssuerService/ReportChallenge"
+	IssuerService_RevokeCertificate_FullMethodName = "/sallyport.issuer.v1.IssuerService/RevokeCertificate"
+	IssuerService_GetRevocationList_FullMethodName = "/sallyport.issuer.v1.IssuerService/GetRevocationList"
+	IssuerService_CheckStore_FullMethodName        = "/sallyport.issuer.v1.IssuerService/CheckStore"
 )
 
 // IssuerServiceClient is the client API for IssuerService service.
@@ -69,6 +71,10 @@ type IssuerServiceClient interface {
 	CancelRequest(ctx context.Context, in *CancelRequestRequest, opts ...grpc.CallOption) (*CancelRequestResponse, error)
 	// ReportChallenge says that the answer to a challenge is being served, or cannot be. Callers: deployer.
 	ReportChallenge(ctx context.Context, in *ReportChallengeRequest, opts ...grpc.CallOption) (*ReportChallengeResponse, error)
+	// RevokeCertificate takes a certificate of an internal authority back, for ever. Callers: operator.
+	RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error)
+	// GetRevocationList gives the newest CRLs of an internal authority. Callers: operator.
+	GetRevocationList(ctx context.Context, in *GetRevocationListRequest, opts ...grpc.CallOption) (*GetRevocationListResponse, error)
 	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
 	CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error)
 }
@@ -211,6 +217,26 @@ func (c *issuerServiceClient) ReportChallenge(ctx context.Context, in *ReportCha
 	return out, nil
 }
 
+func (c *issuerServiceClient) RevokeCertificate(ctx context.Context, in *RevokeCertificateRequest, opts ...grpc.CallOption) (*RevokeCertificateResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeCertificateResponse)
+	err := c.cc.Invoke(ctx, IssuerService_RevokeCertificate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *issuerServiceClient) GetRevocationList(ctx context.Context, in *GetRevocationListRequest, opts ...grpc.CallOption) (*GetRevocationListResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetRevocationListResponse)
+	err := c.cc.Invoke(ctx, IssuerService_GetRevocationList_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *issuerServiceClient) CheckStore(ctx context.Context, in *CheckStoreRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckStoreResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &IssuerService_ServiceDesc.Streams[0], IssuerService_CheckStore_FullMethodName, cOpts...)
@@ -262,6 +288,10 @@ type IssuerServiceServer interface {
 	CancelRequest(context.Context, *CancelRequestRequest) (*CancelRequestResponse, error)
 	// ReportChallenge says that the answer to a challenge is being served, or cannot be. Callers: deployer.
 	ReportChallenge(context.Context, *ReportChallengeRequest) (*ReportChallengeResponse, error)
+	// RevokeCertificate takes a certificate of an internal authority back, for ever. Callers: operator.
+	RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error)
+	// GetRevocationList gives the newest CRLs of an internal authority. Callers: operator.
+	GetRevocationList(context.Context, *GetRevocationListRequest) (*GetRevocationListResponse, error)
 	// CheckStore examines the service's own store and tells which events it holds. Callers: operator.
 	CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error
 	mustEmbedUnimplementedIssuerServiceServer()
@@ -312,6 +342,12 @@ func (UnimplementedIssuerServiceServer) CancelRequest(context.Context, *CancelRe
 }
 func (UnimplementedIssuerServiceServer) ReportChallenge(context.Context, *ReportChallengeRequest) (*ReportChallengeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReportChallenge not implemented")
+}
+func (UnimplementedIssuerServiceServer) RevokeCertificate(context.Context, *RevokeCertificateRequest) (*RevokeCertificateResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeCertificate not implemented")
+}
+func (UnimplementedIssuerServiceServer) GetRevocationList(context.Context, *GetRevocationListRequest) (*GetRevocationListResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetRevocationList not implemented")
 }
 func (UnimplementedIssuerServiceServer) CheckStore(*CheckStoreRequest, grpc.ServerStreamingServer[CheckStoreResponse]) error {
 	return status.Error(codes.Unimplemented, "method CheckStore not implemented")
@@ -571,6 +607,42 @@ func _IssuerService_ReportChallenge_Handler(srv interface{}, ctx context.Context
 	return interceptor(ctx, in, info, handler)
 }
 
+func _IssuerService_RevokeCertificate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeCertificateRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IssuerServiceServer).RevokeCertificate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IssuerService_RevokeCertificate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IssuerServiceServer).RevokeCertificate(ctx, req.(*RevokeCertificateRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _IssuerService_GetRevocationList_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetRevocationListRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(IssuerServiceServer).GetRevocationList(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: IssuerService_GetRevocationList_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(IssuerServiceServer).GetRevocationList(ctx, req.(*GetRevocationListRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _IssuerService_CheckStore_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(CheckStoreRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -640,6 +712,14 @@ var IssuerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReportChallenge",
 			Handler:    _IssuerService_ReportChallenge_Handler,
+		},
+		{
+			MethodName: "RevokeCertificate",
+			Handler:    _IssuerService_RevokeCertificate_Handler,
+		},
+		{
+			MethodName: "GetRevocationList",
+			Handler:    _IssuerService_GetRevocationList_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -142,6 +142,71 @@ func (ExtendedKeyUsage) EnumDescriptor() ([]byte, []int) {
 	return file_sallyport_type_v1_type_proto_rawDescGZIP(), []int{1}
 }
 
+// RevocationReason says why a certificate was revoked; the numbers are those of RFC 5280 section 5.3.1.
+type RevocationReason int32
+
+const (
+	// No reason is told: "unspecified".
+	RevocationReason_REVOCATION_REASON_UNSPECIFIED RevocationReason = 0
+	// Somebody else has, or may have, the private key.
+	RevocationReason_REVOCATION_REASON_KEY_COMPROMISE RevocationReason = 1
+	// The names or other facts in it are not true any more.
+	RevocationReason_REVOCATION_REASON_AFFILIATION_CHANGED RevocationReason = 3
+	// Another certificate has taken its place.
+	RevocationReason_REVOCATION_REASON_SUPERSEDED RevocationReason = 4
+	// What it was for is no longer in operation.
+	RevocationReason_REVOCATION_REASON_CESSATION_OF_OPERATION RevocationReason = 5
+	// Its holder is not entitled to it any more.
+	RevocationReason_REVOCATION_REASON_PRIVILEGE_WITHDRAWN RevocationReason = 9
+)
+
+// Enum value maps for RevocationReason.
+var (
+	RevocationReason_name = map[int32]string{
+		0: "REVOCATION_REASON_UNSPECIFIED",
+		1: "REVOCATION_REASON_KEY_COMPROMISE",
+		3: "REVOCATION_REASON_AFFILIATION_CHANGED",
+		4: "REVOCATION_REASON_SUPERSEDED",
+		5: "REVOCATION_REASON_CESSATION_OF_OPERATION",
+		9: "REVOCATION_REASON_PRIVILEGE_WITHDRAWN",
+	}
+	RevocationReason_value = map[string]int32{
+		"REVOCATION_REASON_UNSPECIFIED":            0,
+		"REVOCATION_REASON_KEY_COMPROMISE":         1,
+		"REVOCATION_REASON_AFFILIATION_CHANGED":    3,
+		"REVOCATION_REASON_SUPERSEDED":             4,
+		"REVOCATION_REASON_CESSATION_OF_OPERATION": 5,
+		"REVOCATION_REASON_PRIVILEGE_WITHDRAWN":    9,
+	}
+)
+
+func (x RevocationReason) Enum() *RevocationReason {
+	p := new(RevocationReason)
+	*p = x
+	return p
+}
+
+func (x RevocationReason) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RevocationReason) Descriptor() protoreflect.EnumDescriptor {
+	return file_sallyport_type_v1_type_proto_enumTypes[2].Descriptor()
+}
+
+func (RevocationReason) Type() protoreflect.EnumType {
+	return &file_sallyport_type_v1_type_proto_enumTypes[2]
+}
+
+func (x RevocationReason) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RevocationReason.Descriptor instead.
+func (RevocationReason) EnumDescriptor() ([]byte, []int) {
+	return file_sallyport_type_v1_type_proto_rawDescGZIP(), []int{2}
+}
+
 // Names are the subject alternative names of a certificate; the common name is never anything else.
 type Names struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -365,7 +430,14 @@ const file_sallyport_type_v1_type_proto_rawDesc = "" +
 	"\x10ExtendedKeyUsage\x12\"\n" +
 	"\x1eEXTENDED_KEY_USAGE_UNSPECIFIED\x10\x00\x12\"\n" +
 	"\x1eEXTENDED_KEY_USAGE_SERVER_AUTH\x10\x01\x12\"\n" +
-	"\x1eEXTENDED_KEY_USAGE_CLIENT_AUTH\x10\x02B\xc9\x01\n" +
+	"\x1eEXTENDED_KEY_USAGE_CLIENT_AUTH\x10\x02*\x81\x02\n" +
+	"\x10RevocationReason\x12!\n" +
+	"\x1dREVOCATION_REASON_UNSPECIFIED\x10\x00\x12$\n" +
+	" REVOCATION_REASON_KEY_COMPROMISE\x10\x01\x12)\n" +
+	"%REVOCATION_REASON_AFFILIATION_CHANGED\x10\x03\x12 \n" +
+	"\x1cREVOCATION_REASON_SUPERSEDED\x10\x04\x12,\n" +
+	"(REVOCATION_REASON_CESSATION_OF_OPERATION\x10\x05\x12)\n" +
+	"%REVOCATION_REASON_PRIVILEGE_WITHDRAWN\x10\tB\xc9\x01\n" +
 	"\x15com.sallyport.type.v1B\tTypeProtoP\x01Z?github.com/sallyport-pki/sallyport/gen/sallyport/type/v1;typev1\xa2\x02\x03STX\xaa\x02\x11Sallyport.Type.V1\xca\x02\x11Sallyport\\Type\\V1\xe2\x02\x1dSallyport\\Type\\V1\\GPBMetadata\xea\x02\x13Sallyport::Type::V1b\x06proto3"
 
 var (
@@ -380,19 +452,20 @@ func file_sallyport_type_v1_type_proto_rawDescGZIP() []byte {
 	return file_sallyport_type_v1_type_proto_rawDescData
 }
 
-var file_sallyport_type_v1_type_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_sallyport_type_v1_type_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_sallyport_type_v1_type_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
 var file_sallyport_type_v1_type_proto_goTypes = []any{
 	(KeyType)(0),                  // 0: sallyport.type.v1.KeyType
 	(ExtendedKeyUsage)(0),         // 1: sallyport.type.v1.ExtendedKeyUsage
-	(*Names)(nil),                 // 2: sallyport.type.v1.Names
-	(*Certificate)(nil),           // 3: sallyport.type.v1.Certificate
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(RevocationReason)(0),         // 2: sallyport.type.v1.RevocationReason
+	(*Names)(nil),                 // 3: sallyport.type.v1.Names
+	(*Certificate)(nil),           // 4: sallyport.type.v1.Certificate
+	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
 }
 var file_sallyport_type_v1_type_proto_depIdxs = []int32{
-	2, // 0: sallyport.type.v1.Certificate.names:type_name -> sallyport.type.v1.Names
-	4, // 1: sallyport.type.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	4, // 2: sallyport.type.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	3, // 0: sallyport.type.v1.Certificate.names:type_name -> sallyport.type.v1.Names
+	5, // 1: sallyport.type.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	5, // 2: sallyport.type.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
 	3, // [3:3] is the sub-list for method output_type
 	3, // [3:3] is the sub-list for method input_type
 	3, // [3:3] is the sub-list for extension type_name
@@ -410,7 +483,7 @@ func file_sallyport_type_v1_type_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_sallyport_type_v1_type_proto_rawDesc), len(file_sallyport_type_v1_type_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   2,
 			NumExtensions: 0,
 			NumServices:   0,

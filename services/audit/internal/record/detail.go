@@ -69,6 +69,11 @@ func (f *members) setDetail(e *eventv1.Event) {
 		f.set("open", strconv.FormatBool(p.FindingChanged.GetOpen()))
 		f.set("severity", p.FindingChanged.GetSeverity())
 		f.set("message", p.FindingChanged.GetMessage())
+	case *eventv1.Event_CertificateRevoked:
+		f.set("payload", "certificate_revoked")
+		f.set("fingerprint", p.CertificateRevoked.GetFingerprint())
+		f.set("revocation_reason", enum(p.CertificateRevoked.GetReason().String(), "REVOCATION_REASON_"))
+		f.time("revoked", p.CertificateRevoked.GetRevoked())
 	case *eventv1.Event_AuthorityChanged:
 		f.set("payload", "authority_changed")
 		authorityChanged(f, p.AuthorityChanged)

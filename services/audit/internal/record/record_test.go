@@ -95,6 +95,10 @@ func events(t testing.TB) map[string]*eventv1.Event {
 			e.Type = "inventory.finding.opened"
 			e.Payload = &eventv1.Event_FindingChanged{FindingChanged: &eventv1.FindingChanged{Rule: "expiring", Subject: "certificates/00ff", Open: true, Severity: "warning", Message: "expires in 3 days: renew it"}}
 		}),
+		"certificate_revoked": with(func(e *eventv1.Event) {
+			e.Type = "issuer.certificate.revoked"
+			e.Payload = &eventv1.Event_CertificateRevoked{CertificateRevoked: &eventv1.CertificateRevoked{Fingerprint: "00ff", Reason: typev1.RevocationReason_REVOCATION_REASON_KEY_COMPROMISE, Revoked: at(5)}}
+		}),
 		"authority_changed": with(func(e *eventv1.Event) {
 			e.Type = "issuer.authority.applied"
 			e.Payload = &eventv1.Event_AuthorityChanged{AuthorityChanged: &eventv1.AuthorityChanged{Authority: "corp", Kind: "internal", Chain: [][]byte{leaf}, Issuing: &typev1.Certificate{

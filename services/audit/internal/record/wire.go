@@ -26,7 +26,7 @@ const (
 	fieldFact      = 10
 	fieldSpanID    = 11
 	fieldPayload   = 20 // and those after it
-	lastPayload    = 29
+	lastPayload    = 30
 )
 
 // Batch appends to all what Of gives for each of the events in an encoded EventBatch, in a fraction of the time: it makes no Event,

@@ -120,6 +120,11 @@ func (l *Loops) Handle(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
 			return nil
 		}
 		return l.Store.SetWindow(ctx, tx, w.GetFingerprint(), renewal.Window{Start: w.GetStart().AsTime(), End: w.GetEnd().AsTime()})
+	case *eventv1.Event_CertificateRevoked:
+		if p.CertificateRevoked.GetRevoked() == nil {
+			return nil
+		}
+		return l.Store.SetRevoked(ctx, tx, p.CertificateRevoked.GetFingerprint(), p.CertificateRevoked.GetRevoked().AsTime())
 	}
 	kind, name, _ := strings.Cut(e.GetSubject(), "/")
 	switch {

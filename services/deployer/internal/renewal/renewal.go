@@ -35,6 +35,7 @@ type Input struct {
 	NotAfter    time.Time
 	Rule        Rule
 	Window      Window
+	Revoked     time.Time // zero: it was not
 	RenewedAt   time.Time // when renewal last began by itself; zero for never
 	Quick       int       // how many renewals in a row began soon after the one before
 }
@@ -43,7 +44,7 @@ type Input struct {
 type Decision struct {
 	At     time.Time
 	By     time.Time // the latest moment it must have begun, or somebody should look
-	Reason string    // "override", "ari", "ari: window is past", "one third of life left", "one half of life left", "disabled"
+	Reason string    // "revoked", "override", "ari", "ari: window is past", "one third of life left", "one half of life left", "disabled"
 }
 
 // Due says whether renewal should have begun by now.
@@ -52,6 +53,8 @@ func (d Decision) Due(now time.Time) bool { return !d.At.IsZero() && !d.At.After
 const (
 	// short is the life below which half of it is kept instead of a third (Let's Encrypt's integration guide).
 	short = 10 * 24 * time.Hour
+	// revokedWithin is how long the replacement of a revoked certificate may take to begin.
+	revokedWithin = 15 * time.Minute
 	// quick is how soon after the last a renewal counts as hurried.
 	quick = 24 * time.Hour
 )
@@ -67,7 +70,7 @@ func Quick(before int, last, now time.Time) int {
 	return before + 1
 }
 
-// Decide gives the moment. Order: disabled, override, the CA's window, one third of the life (one half below ten days).
+// Decide gives the moment. Order: disabled, revoked, override, the CA's window, one third of the life (one half below ten days).
 func Decide(in Input, now time.Time) Decision {
 	life := in.NotAfter.Sub(in.NotBefore)
 	if in.Rule.Disabled {
@@ -95,6 +98,8 @@ func Decide(in Input, now time.Time) Decision {
 
 func decide(in Input, life time.Duration, now time.Time) Decision {
 	switch {
+	case !in.Revoked.IsZero():
+		return Decision{At: in.Revoked, By: in.Revoked.Add(revokedWithin), Reason: "revoked"}
 	case in.Rule.Before > 0:
 		// Even an override longer than the life leaves a certificate a quarter of it, else renewal would never stop.
 		start := latest(in.NotAfter.Add(-in.Rule.Before), in.NotBefore.Add(life/4))

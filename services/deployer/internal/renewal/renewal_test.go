@@ -35,6 +35,9 @@ func TestDecide(t *testing.T) {
 		{"an override longer than the life leaves a quarter of it", input(40 * day), func(i *Input) { i.Rule.Before = 90 * day }, 0, 10 * day, 12 * day, "override"},
 		{"the CA's window", input(90 * day), func(i *Input) { i.Window = window(50*day, 52*day) }, 0, 50 * day, 52 * day, "ari"},
 		{"inside the window", input(90 * day), func(i *Input) { i.Window = window(50*day, 52*day) }, 51 * day, 50 * day, 52 * day, "ari"},
+		{"revoked", input(90 * day), func(i *Input) { i.Revoked = noon.Add(day) }, 2 * day, day, day, "revoked"},
+		{"revoked beats an override", input(90 * day), func(i *Input) { i.Revoked, i.Rule.Before = noon.Add(day), 10*day }, 2 * day, day, day, "revoked"},
+		{"revoked at its very end", input(90 * day), func(i *Input) { i.Revoked = noon.Add(90*day - time.Second) }, 90 * day, 88 * day, 89 * day, "revoked"},
 		{"a window that is past", input(90 * day), func(i *Input) { i.Window = window(-2*day, -day) }, time.Hour, time.Hour, time.Hour, "ari: window is past"},
 		{"a window upside down is none", input(90 * day), func(i *Input) { i.Window = window(2*day, day) }, 0, 60 * day, 63 * day, "one third of life left"},
 		{"a window after the end is none", input(90 * day), func(i *Input) { i.Window = window(91*day, 92*day) }, 0, 60 * day, 63 * day, "one third of life left"},
@@ -54,7 +57,7 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%s: decided twice, differently: %+v %+v", c.what, got, again)
 		}
 	}
-	if got := Decide(Input{NotBefore: noon, NotAfter: noon.Add(day), Rule: Rule{Disabled: true}}, noon); !got.At.IsZero() || !got.By.IsZero() || got.Due(noon.Add(1000*day)) {
+	if got := Decide(Input{NotBefore: noon, NotAfter: noon.Add(day), Rule: Rule{Disabled: true}, Revoked: noon}, noon); !got.At.IsZero() || !got.By.IsZero() || got.Due(noon.Add(1000*day)) {
 		t.Errorf("disabled: %+v", got)
 	}
 	if got := Decide(Input{NotBefore: noon, NotAfter: noon}, noon); !got.Due(noon) {

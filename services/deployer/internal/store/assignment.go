@@ -307,12 +307,12 @@ func (t *txn) decide(ctx context.Context, a rollout.Assignment, c rollout.Certif
 		return renewal.Decision{}, fmt.Errorf("reading the renewal rule of %s: %w", a.Deployment, err)
 	}
 	in.Rule.Before = duration(before)
-	var start, end int64
-	err = t.QueryRow(ctx, `SELECT starts, ends FROM renewal_window WHERE fingerprint = $1`, c.Fingerprint).Scan(&start, &end)
+	var start, end, revoked int64
+	err = t.QueryRow(ctx, `SELECT starts, ends, revoked FROM renewal_window WHERE fingerprint = $1`, c.Fingerprint).Scan(&start, &end, &revoked)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return renewal.Decision{}, fmt.Errorf("reading the renewal window of %s: %w", c.Fingerprint, err)
 	}
-	in.Window = renewal.Window{Start: db.Time(start), End: db.Time(end)}
+	in.Window, in.Revoked = renewal.Window{Start: db.Time(start), End: db.Time(end)}, db.Time(revoked)
 	d := renewal.Decide(in, t.now)
 	d.At, d.By = d.At.Truncate(time.Microsecond), d.By.Truncate(time.Microsecond)
 	return d, nil

@@ -141,6 +141,21 @@ func (s *Store) SetWindow(ctx context.Context, tx db.Tx, fingerprint string, w r
 	})
 }
 
+// SetRevoked notes within an event's transaction that a certificate was revoked, and decides anew for those who use it. Of
+// several times the first counts.
+func (s *Store) SetRevoked(ctx context.Context, tx db.Tx, fingerprint string, at time.Time) error {
+	return s.within(ctx, tx, func(ctx context.Context, t *txn) error {
+		_, err := t.Exec(ctx, `INSERT INTO renewal_window (fingerprint, starts, ends, updated, revoked) VALUES ($1, 0, 0, $2, $3)
+			ON CONFLICT (fingerprint) DO UPDATE SET revoked = excluded.revoked, updated = excluded.updated
+			WHERE renewal_window.revoked = 0 OR renewal_window.revoked > excluded.revoked`,
+			fingerprint, db.FromTime(t.now), db.FromTime(at))
+		if err != nil {
+			return fmt.Errorf("storing the revocation of %s: %w", fingerprint, err)
+		}
+		return t.redecideAll(ctx, `fingerprint = $1`, fingerprint)
+	})
+}
+
 // DueRenewals lists assignments whose renewal should begin by now, the most overdue first.
 func (s *Store) DueRenewals(ctx context.Context, limit int) ([]rollout.Assignment, error) {
 	return s.due(ctx, `renew_at > 0 AND state IN ('served', 'installed', 'issued') AND renew_at <= $1 ORDER BY renew_at LIMIT $2`, limit)

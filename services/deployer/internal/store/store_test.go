@@ -663,15 +663,38 @@ func TestRenewals(t *testing.T) {
 			t.Fatalf("renewed: %+v", a)
 		}
 
+		// Revoked, told before anybody is assigned it, and twice.
+		f.event(func(ctx context.Context, tx db.Tx) error { return f.SetRevoked(ctx, tx, fingerprintOf(9), f.now()) })
+		at := f.now()
+		f.advance(time.Second)
+		for _, told := range []time.Time{at.Add(time.Second), at, at.Add(time.Second)} {
+			f.event(func(ctx context.Context, tx db.Tx) error { return f.SetRevoked(ctx, tx, fingerprintOf(2), told) })
+		}
+		f.event(func(ctx context.Context, tx db.Tx) error { // the CA's advice does not undo it
+			return f.SetWindow(ctx, tx, fingerprintOf(2), renewal.Window{Start: at.Add(24 * time.Hour), End: at.Add(48 * time.Hour)})
+		})
+		due, err = f.DueRenewals(ctx, 10)
+		f.must(err)
+		if len(due) != 1 || due[0].Renewal.Reason != "revoked" {
+			t.Fatalf("revoked: %+v", due)
+		}
+		f.must(f.BeginRenewal(ctx, due[0]))
+		if a = f.is("shop", rollout.Assigned); a.Generation != 3 || a.Previous != fingerprintOf(2) {
+			t.Fatalf("replacing what was revoked: %+v", a)
+		}
+		if a = f.served(fingerprintOf(3)); a.Renewal.Reason != "one third of life left" {
+			t.Fatalf("replaced: %+v", a.Renewal)
+		}
+
 		// By an operator, once per request id.
 		list, err := f.Renew(ctx, "shop", "", "key rotation", "r-1")
 		f.must(err)
-		if len(list) != 1 || list[0].Generation != 3 {
+		if len(list) != 1 || list[0].Generation != 4 {
 			t.Fatalf("asked for: %+v", list)
 		}
 		again, err := f.Renew(ctx, "shop", "", "key rotation", "r-1")
 		f.must(err)
-		if len(again) != 1 || again[0].Generation != 3 {
+		if len(again) != 1 || again[0].Generation != 4 {
 			t.Fatalf("asked again: %+v", again)
 		}
 		_, err = f.Renew(ctx, "shop", "web-9", "", "r-1")
@@ -681,7 +704,7 @@ func TestRenewals(t *testing.T) {
 		}
 		_, err = f.Renew(ctx, "none", "", "", "")
 		f.refused(err, "DEPLOYMENT_NOT_FOUND")
-		f.served(fingerprintOf(3))
+		f.served(fingerprintOf(4))
 
 		// By the rule, and not when it is switched off.
 		f.advance(85 * 24 * time.Hour)
@@ -705,7 +728,7 @@ func TestRenewals(t *testing.T) {
 		// The agent still has the old generation before it.
 		delta, err := f.Delta(ctx, "web-1", -1)
 		f.must(err)
-		if told := delta.Assignments[0]; told.Generation != 3 || len(told.Chain) != 2 {
+		if told := delta.Assignments[0]; told.Generation != 4 || len(told.Chain) != 2 {
 			t.Fatalf("told while the renewal waits: %+v", told)
 		}
 		if last, err := f.Redecide(ctx, "", 10); err != nil || last != "" {

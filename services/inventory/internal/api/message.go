@@ -48,6 +48,7 @@ func knownMessage(k catalog.Known) *inventoryv1.KnownCertificate {
 		Identity: k.Identity, Owner: k.Owner, Authority: k.Authority, Profile: k.Profile, RequestId: k.Request,
 		Sightings: sightingMessages(k.Sightings), Served: k.Served, AssignedTo: k.AssignedTo,
 		FirstSeen: stamp(k.FirstSeen), LastSeen: stamp(k.LastSeen), ReplacedBy: k.ReplacedBy,
+		Revoked: stamp(k.Revoked.Time), RevocationReason: typev1.RevocationReason(k.Revoked.Reason),
 	}
 }
 
@@ -89,6 +90,7 @@ var rules = map[inventoryv1.Rule]finding.Rule{
 	inventoryv1.Rule_RULE_NO_OWNER:               finding.NoOwner,
 	inventoryv1.Rule_RULE_OVERDUE:                finding.Overdue,
 	inventoryv1.Rule_RULE_HOST_SILENT:            finding.HostSilent,
+	inventoryv1.Rule_RULE_REVOKED:                finding.Revoked,
 }
 
 func ruleMessage(r finding.Rule) inventoryv1.Rule {

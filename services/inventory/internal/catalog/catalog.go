@@ -113,6 +113,13 @@ func (i Issued) Clean() Issued {
 	return i
 }
 
+// Revoked tells that a certificate was revoked. Reason is its number in RFC 5280 section 5.3.1.
+type Revoked struct {
+	Fingerprint string
+	Time        time.Time
+	Reason      int32
+}
+
 // Authority tells which CA certificates an authority has.
 type Authority struct {
 	Name  string
@@ -135,4 +142,5 @@ type Known struct {
 	FirstSeen  time.Time
 	LastSeen   time.Time
 	ReplacedBy string
+	Revoked    Revoked // zero Time: it was not
 }

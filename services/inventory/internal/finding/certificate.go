@@ -26,6 +26,7 @@ type Certificate struct {
 	Assigned bool // to some target, where it may be live now
 	Replaced bool // another certificate was issued in its place
 	RenewBy  time.Time
+	Revoked  time.Time // by its authority; zero: it was not
 }
 
 // use says how much depends on a certificate. One that was replaced and that nobody serves does not alarm, wherever its file
@@ -94,7 +95,7 @@ func OfCertificate(c Certificate, l Limits, now time.Time) []Finding {
 		return nil
 	}
 	var found []Finding
-	for _, rule := range []func(Certificate, use, Limits, time.Time) (Finding, bool){expired, expiring, overdue, unknownIssuer, weakKey, noOwner} {
+	for _, rule := range []func(Certificate, use, Limits, time.Time) (Finding, bool){expired, revoked, expiring, overdue, unknownIssuer, weakKey, noOwner} {
 		if f, ok := rule(c, u, l, now); ok {
 			found = append(found, f)
 		}
@@ -130,6 +131,17 @@ func expired(c Certificate, u use, _ Limits, now time.Time) (Finding, bool) {
 		what = "is still assigned"
 	}
 	return Finding{Expired, Critical, fmt.Sprintf("certificate %s ended %s and %s: replace it now", named(c.Names), day(c.NotAfter), what)}, true
+}
+
+func revoked(c Certificate, u use, _ Limits, now time.Time) (Finding, bool) {
+	if u != live || c.Revoked.IsZero() || c.ended(now) {
+		return Finding{}, false
+	}
+	what := "is still served"
+	if !c.Served {
+		what = "is still assigned"
+	}
+	return Finding{Revoked, Critical, fmt.Sprintf("certificate %s was revoked %s and %s: see why its replacement is not in place", named(c.Names), day(c.Revoked), what)}, true
 }
 
 func expiring(c Certificate, u use, l Limits, now time.Time) (Finding, bool) {

@@ -13,6 +13,7 @@
 //	no_owner                certificates/<f>      warning; info in files only
 //	overdue                 certificates/<f>      warning; critical once expiring
 //	host_silent             hosts/<h>             warning
+//	revoked                 certificates/<f>      critical
 package finding
 
 import (
@@ -34,10 +35,11 @@ const (
 	NoOwner             Rule = "no_owner"
 	Overdue             Rule = "overdue"
 	HostSilent          Rule = "host_silent"
+	Revoked             Rule = "revoked"
 )
 
 // Rules are all of them.
-var Rules = []Rule{Expiring, Expired, ServedIsNotAssigned, UnknownIssuer, WeakKey, NoOwner, Overdue, HostSilent}
+var Rules = []Rule{Expiring, Expired, ServedIsNotAssigned, UnknownIssuer, WeakKey, NoOwner, Overdue, HostSilent, Revoked}
 
 // Severity orders findings; a greater one is worse.
 type Severity int

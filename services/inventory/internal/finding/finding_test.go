@@ -82,6 +82,12 @@ func TestOfCertificate(t *testing.T) {
 		{"issued and seen nowhere", func(c *Certificate) { c.Served, c.Assigned = false, false }, 80 * day24, nil},
 		{"assigned, not seen, ended", func(c *Certificate) { c.Served = false }, 91 * day24, []string{"expired critical"}},
 
+		{"revoked", func(c *Certificate) { c.Revoked = born }, day24, []string{"revoked critical"}},
+		{"revoked, assigned, not seen", func(c *Certificate) { c.Revoked, c.Served = born, false }, day24, []string{"revoked critical"}},
+		{"revoked and replaced, still served", func(c *Certificate) { c.Revoked, c.Assigned, c.Replaced = born, false, true }, day24, []string{"revoked critical"}},
+		{"revoked and nowhere", func(c *Certificate) { c.Revoked, c.Assigned, c.Served, c.Replaced = born, false, false, true }, day24, nil},
+		{"revoked, in a file", both(file, func(c *Certificate) { c.Revoked = born }), day24, nil},
+		{"revoked and ended", func(c *Certificate) { c.Revoked = born }, 91 * day24, []string{"expired critical"}},
 		{"in a file only", file, 80 * day24, []string{"expiring info"}},
 		{"in a file only, ended", file, 91 * day24, nil},
 		{"not ours, served", foreign, 80 * day24, []string{"expiring warning", "no_owner warning"}},
@@ -130,6 +136,9 @@ func TestChangesByTimeAlone(t *testing.T) {
 			c.Served, c.Assigned, c.InFile, c.Replaced, c.OwnCA, c.IsCA = flip(), flip(), flip(), flip(), r.IntN(5) == 0, r.IntN(5) == 0
 			if flip() {
 				c.Identity, c.Owner = "", ""
+			}
+			if flip() {
+				c.Revoked = born
 			}
 		})
 		steps := 0

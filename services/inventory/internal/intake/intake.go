@@ -58,6 +58,13 @@ func (in Intake) one(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
 	switch p := e.GetPayload().(type) {
 	case *eventv1.Event_AuthorityChanged:
 		return in.authority(ctx, tx, e, p.AuthorityChanged)
+	case *eventv1.Event_CertificateRevoked:
+		r := catalog.Revoked{Fingerprint: p.CertificateRevoked.GetFingerprint(), Reason: int32(p.CertificateRevoked.GetReason())}
+		if r.Fingerprint == "" || p.CertificateRevoked.GetRevoked() == nil {
+			return bad(e, "no certificate, or no time")
+		}
+		r.Time = at(p.CertificateRevoked.GetRevoked())
+		return in.Store.RecordRevoked(ctx, tx, r)
 	case *eventv1.Event_AgentChanged:
 		return in.agent(ctx, tx, e, p.AgentChanged)
 	case *eventv1.Event_AssignmentChanged:

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/lease"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
@@ -91,7 +92,11 @@ func (w *world) event() *eventv1.Event {
 	}
 	e := &eventv1.Event{Id: hex.EncodeToString(id), Time: w.moment(), Type: "deployer.thing.happened"}
 	host := pick(w, "web-1", "web-2", "db-1")
-	switch w.r.IntN(8) {
+	switch w.r.IntN(9) {
+	case 8:
+		e.Payload = &eventv1.Event_CertificateRevoked{CertificateRevoked: &eventv1.CertificateRevoked{
+			Fingerprint: string(w.leaf().Facts.Fingerprint), Revoked: w.moment(),
+			Reason: pick(w, typev1.RevocationReason_REVOCATION_REASON_UNSPECIFIED, typev1.RevocationReason_REVOCATION_REASON_KEY_COMPROMISE)}}
 	case 0:
 		e.Payload = &eventv1.Event_RequestIssued{RequestIssued: &eventv1.RequestIssued{
 			RequestId: pick(w, "r1", "r2", "r3"), Identity: pick(w, "shop", "blog", ""), Profile: "web", Authority: pick(w, "internal", ""), Chain: w.chain(), Replaces: w.maybe(),
@@ -143,6 +148,7 @@ var tables = map[string]string{
 	"generation":            "assignment, number, deployment, identity, host, target, state, fingerprint, served, address, renew_by, told, event",
 	"assignment":            "id, deployment, identity, host, target, address, seen, changed, withdrawn",
 	"assigned":              "assignment, fingerprint, place, host, target, served, renew_by",
+	"revoked":               "fingerprint, revoked, reason",
 	"finding":               "subject, rule, rank, message, identity",
 }
 

@@ -78,6 +78,7 @@ type certificateRow struct {
 	served          bool
 	replaced        bool
 	inFile, ownCA   bool
+	revoked         time.Time
 }
 
 func (g *gathered) gatherCertificates(ctx context.Context, tx db.Tx, fingerprints []string) error {
@@ -87,8 +88,8 @@ func (g *gathered) gatherCertificates(ctx context.Context, tx db.Tx, fingerprint
 		in := db.In(&args, part)
 		rows, err := collect(ctx, tx, scanCertificateRow, `SELECT c.der, c.identity, COALESCE(i.owner, ''), c.authority, c.signer, c.served, c.replaced,
 			EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = c.fingerprint AND s.gone = 0 AND s.role = 'file'),
-			EXISTS (SELECT 1 FROM authority_certificate a WHERE a.fingerprint = c.fingerprint)
-			FROM certificate c LEFT JOIN identity i ON i.name = c.identity WHERE c.fingerprint IN `+in, args...)
+			EXISTS (SELECT 1 FROM authority_certificate a WHERE a.fingerprint = c.fingerprint), COALESCE(r.revoked, 0)
+			FROM certificate c LEFT JOIN identity i ON i.name = c.identity LEFT JOIN revoked r ON r.fingerprint = c.fingerprint WHERE c.fingerprint IN `+in, args...)
 		if err != nil {
 			return err
 		}
@@ -103,7 +104,7 @@ func (g *gathered) gatherCertificates(ctx context.Context, tx db.Tx, fingerprint
 				Fingerprint: string(f.Fingerprint), Names: r.certificate.Names(), Issuer: f.Issuer, NotBefore: f.NotBefore, NotAfter: f.NotAfter,
 				IsCA: f.IsCA, SelfSigned: f.SelfSigned, Weakness: r.certificate.Weakness,
 				OwnCA: r.ownCA, IssuerKnown: vouched[string(f.Fingerprint)],
-				Identity: r.identity, Owner: r.owner, Served: r.served, InFile: r.inFile, Replaced: r.replaced,
+				Identity: r.identity, Owner: r.owner, Served: r.served, InFile: r.inFile, Replaced: r.replaced, Revoked: r.revoked,
 			}}
 		}
 		if err := g.gatherAssigned(ctx, tx, in, args); err != nil {
@@ -115,10 +116,12 @@ func (g *gathered) gatherCertificates(ctx context.Context, tx db.Tx, fingerprint
 
 func scanCertificateRow(r row, c *certificateRow) error {
 	var der []byte
-	err := r.Scan(&der, &c.identity, &c.owner, &c.authority, &c.signer, &c.served, &c.replaced, &c.inFile, &c.ownCA)
+	var revoked int64
+	err := r.Scan(&der, &c.identity, &c.owner, &c.authority, &c.signer, &c.served, &c.replaced, &c.inFile, &c.ownCA, &revoked)
 	if err != nil {
 		return err
 	}
+	c.revoked = db.Time(revoked)
 	if read, err := catalog.Read(der); err == nil {
 		c.certificate = read // else it is what another version of the parser took, and has no findings
 	}

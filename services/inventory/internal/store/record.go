@@ -89,6 +89,19 @@ var insertIssued = func() string {
 		VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9, $10, $11, ` + present + `, ` + replaced + `) ON CONFLICT (fingerprint) DO NOTHING`
 }()
 
+// RecordRevoked projects that a certificate was revoked. Should that ever be told twice, the first time counts.
+func (s *Store) RecordRevoked(ctx context.Context, tx db.Tx, r catalog.Revoked) error {
+	if err := s.turn(ctx, tx); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, `INSERT INTO revoked (fingerprint, revoked, reason) VALUES ($1, $2, $3)
+		ON CONFLICT (fingerprint) DO UPDATE SET revoked = excluded.revoked, reason = excluded.reason
+		WHERE (excluded.revoked, excluded.reason) < (revoked.revoked, revoked.reason)`, r.Fingerprint, db.FromTime(r.Time), r.Reason); err != nil {
+		return err
+	}
+	return s.touch(ctx, tx, []string{finding.CertificateSubject(r.Fingerprint)})
+}
+
 // RecordAuthority projects an authority's CA certificates. Those it once had still vouch for what they issued.
 func (s *Store) RecordAuthority(ctx context.Context, tx db.Tx, a catalog.Authority) error {
 	if err := s.turn(ctx, tx); err != nil {

@@ -165,6 +165,9 @@ func known(ctx context.Context, tx db.Tx, fingerprints []string, sightings int) 
 		if err := addReplacedBy(ctx, tx, part, place, all); err != nil {
 			return nil, err
 		}
+		if err := addRevoked(ctx, tx, part, place, all); err != nil {
+			return nil, err
+		}
 	}
 	return all, nil
 }
@@ -238,6 +241,20 @@ func addReplacedBy(ctx context.Context, tx db.Tx, fingerprints []string, place m
 		WHERE c.identity <> '' AND n.replaces IN `+db.In(&args, fingerprints)+` ORDER BY n.issued, n.fingerprint`, args...)
 	for _, n := range rows { // the last one counts
 		all[place[n.old]].ReplacedBy = n.by
+	}
+	return err
+}
+
+func addRevoked(ctx context.Context, tx db.Tx, fingerprints []string, place map[string]int, all []catalog.Known) error {
+	var args []any
+	rows, err := collect(ctx, tx, func(r row, c *catalog.Revoked) error {
+		var at int64
+		err := r.Scan(&c.Fingerprint, &at, &c.Reason)
+		c.Time = db.Time(at)
+		return err
+	}, `SELECT fingerprint, revoked, reason FROM revoked WHERE fingerprint IN `+db.In(&args, fingerprints), args...)
+	for _, r := range rows {
+		all[place[r.Fingerprint]].Revoked = r
 	}
 	return err
 }

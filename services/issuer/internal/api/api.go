@@ -24,6 +24,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/ordering"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/profile"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/revocation"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/store"
 )
 
@@ -35,20 +36,22 @@ func Methods() map[string][]identity.Role {
 		inventory = identity.RoleInventory
 	)
 	return map[string][]identity.Role{
-		issuerv1.IssuerService_ApplyAuthority_FullMethodName:  {operator},
-		issuerv1.IssuerService_GetAuthority_FullMethodName:    {operator, deployer, inventory},
-		issuerv1.IssuerService_ListAuthorities_FullMethodName: {operator},
-		issuerv1.IssuerService_DeleteAuthority_FullMethodName: {operator},
-		issuerv1.IssuerService_ApplyProfile_FullMethodName:    {operator},
-		issuerv1.IssuerService_GetProfile_FullMethodName:      {operator, deployer},
-		issuerv1.IssuerService_ListProfiles_FullMethodName:    {operator},
-		issuerv1.IssuerService_DeleteProfile_FullMethodName:   {operator},
-		issuerv1.IssuerService_SubmitRequest_FullMethodName:   {deployer, operator},
-		issuerv1.IssuerService_GetRequest_FullMethodName:      {operator, deployer},
-		issuerv1.IssuerService_ListRequests_FullMethodName:    {operator},
-		issuerv1.IssuerService_CancelRequest_FullMethodName:   {operator, deployer},
-		issuerv1.IssuerService_ReportChallenge_FullMethodName: {deployer},
-		issuerv1.IssuerService_CheckStore_FullMethodName:      {operator},
+		issuerv1.IssuerService_ApplyAuthority_FullMethodName:    {operator},
+		issuerv1.IssuerService_GetAuthority_FullMethodName:      {operator, deployer, inventory},
+		issuerv1.IssuerService_ListAuthorities_FullMethodName:   {operator},
+		issuerv1.IssuerService_DeleteAuthority_FullMethodName:   {operator},
+		issuerv1.IssuerService_ApplyProfile_FullMethodName:      {operator},
+		issuerv1.IssuerService_GetProfile_FullMethodName:        {operator, deployer},
+		issuerv1.IssuerService_ListProfiles_FullMethodName:      {operator},
+		issuerv1.IssuerService_DeleteProfile_FullMethodName:     {operator},
+		issuerv1.IssuerService_SubmitRequest_FullMethodName:     {deployer, operator},
+		issuerv1.IssuerService_GetRequest_FullMethodName:        {operator, deployer},
+		issuerv1.IssuerService_ListRequests_FullMethodName:      {operator},
+		issuerv1.IssuerService_CancelRequest_FullMethodName:     {operator, deployer},
+		issuerv1.IssuerService_ReportChallenge_FullMethodName:   {deployer},
+		issuerv1.IssuerService_RevokeCertificate_FullMethodName: {operator},
+		issuerv1.IssuerService_GetRevocationList_FullMethodName: {operator},
+		issuerv1.IssuerService_CheckStore_FullMethodName:        {operator},
 	}
 }
 
@@ -384,6 +387,59 @@ func (s *Server) ReportChallenge(ctx context.Context, req *issuerv1.ReportChalle
 	}
 	crash.At(crash.ChallengeHere)
 	return &issuerv1.ReportChallengeResponse{}, nil
+}
+
+// RevokeCertificate takes a certificate of an internal authority back, for ever.
+func (s *Server) RevokeCertificate(ctx context.Context, req *issuerv1.RevokeCertificateRequest) (*issuerv1.RevokeCertificateResponse, error) {
+	f, err := issuance.ParseFingerprint("fingerprint", req.GetFingerprint())
+	if err != nil {
+		return nil, err
+	}
+	if f == "" {
+		return nil, fault.Invalid("fingerprint", "must be given")
+	}
+	reason := revocation.Reason(req.GetReason())
+	if !reason.Known() {
+		return nil, fault.Invalid("reason", "%d is none of the reasons there are", int32(req.GetReason()))
+	}
+	if err := text("comment", req.GetComment(), maxText); err != nil {
+		return nil, err
+	}
+	if err := issuance.CheckID("request_id", req.GetRequestId()); err != nil {
+		return nil, err
+	}
+	r, err := s.c.Store.Revoke(ctx, f, reason, req.GetRequestId(), req.GetComment())
+	if err != nil {
+		return nil, err
+	}
+	crash.At(crash.Revoked)
+	return &issuerv1.RevokeCertificateResponse{Revocation: revocationOut(r)}, nil
+}
+
+// GetRevocationList gives the newest CRLs of an internal authority.
+func (s *Server) GetRevocationList(ctx context.Context, req *issuerv1.GetRevocationListRequest) (*issuerv1.GetRevocationListResponse, error) {
+	if err := profile.CheckName("authority", req.GetAuthority()); err != nil {
+		return nil, err
+	}
+	a, err := s.c.Store.Authority(ctx, req.GetAuthority())
+	if err != nil {
+		return nil, err
+	}
+	if a.Spec.Internal == nil {
+		return nil, fault.New(fault.Precondition, store.ReasonCannotRevoke, "authority %q is a CA of others, which publishes its own list: its certificates name the place", a.Spec.Name)
+	}
+	lists, err := s.c.Store.CRLs(ctx, a.UID)
+	if err != nil {
+		return nil, err
+	}
+	if len(lists) == 0 {
+		return nil, fault.New(fault.Transient, store.ReasonCRLNotFound, "the first CRL of authority %q is not made yet: try again in some seconds", a.Spec.Name)
+	}
+	out := &issuerv1.GetRevocationListResponse{}
+	for _, c := range lists {
+		out.Lists = append(out.Lists, crlOut(c))
+	}
+	return out, nil
 }
 
 // CheckStore examines the issuer's own store.

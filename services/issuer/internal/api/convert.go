@@ -14,6 +14,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/profile"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/revocation"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/store"
 )
 
@@ -196,5 +197,20 @@ func requestOut(r issuance.Request) *issuerv1.Request {
 		State: states[r.State], Replaces: string(r.Replaces), Chain: r.Chain, Fingerprint: string(r.Fingerprint),
 		Reason: r.Reason, Message: r.Message, Attempts: int32(min(r.Attempts, 1<<30)), NextAttempt: timestamp(r.NextAttempt), //nolint:gosec // bounded
 		Created: timestamp(r.Created), Updated: timestamp(r.Updated), OrderUrl: r.Order.URL,
+	}
+}
+
+func revocationOut(r revocation.Revocation) *issuerv1.Revocation {
+	return &issuerv1.Revocation{
+		Fingerprint: string(r.Fingerprint), Serial: r.Serial.Text(16), Authority: r.Authority, Identity: r.Identity,
+		Reason:  typev1.RevocationReason(r.Reason), //nolint:gosec // one of six
+		Revoked: timestamp(r.Revoked), NotAfter: timestamp(r.NotAfter),
+	}
+}
+
+func crlOut(c store.CRL) *issuerv1.RevocationList {
+	return &issuerv1.RevocationList{
+		Authority: c.Authority, Root: c.Root, KeyId: c.KeyID, Number: c.Number, ThisUpdate: timestamp(c.ThisUpdate), NextUpdate: timestamp(c.NextUpdate),
+		Entries: int64(c.Entries), Der: c.DER,
 	}
 }

@@ -30,12 +30,14 @@ import (
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/store"
 )
 
-// Config is what a Catalogue needs; all but SecretsDir is required.
+// Config is what a Catalogue needs; all but SecretsDir and CRLURL is required.
 type Config struct {
 	Store *store.Store
 	Box   *secret.Box
 	// SecretsDir holds the MAC keys of external account bindings, one file each.
 	SecretsDir string
+	// CRLURL is where CRLs are published, without a slash at its end; empty for nowhere.
+	CRLURL string
 	// UserAgent names us to CAs.
 	UserAgent string
 	Now       func() time.Time
@@ -258,6 +260,30 @@ func (c *Catalogue) LiveByUID(ctx context.Context, uid string) (authority.Author
 	return c.open(a)
 }
 
+// CRLSigner gives what signs the lists of an internal authority: its issuing CA or, opened for this alone, its root.
+func (c *Catalogue) CRLSigner(ctx context.Context, uid string, root bool) (*internalca.CA, error) {
+	a, err := c.Store.AuthorityByUID(ctx, uid)
+	if err != nil {
+		return nil, err
+	}
+	if !root {
+		ready, err := c.open(a)
+		if err != nil {
+			return nil, err
+		}
+		ca, ok := ready.(*internalca.CA)
+		if !ok {
+			return nil, fmt.Errorf("authority %s is not an internal one", a.Spec.Name)
+		}
+		return ca, nil
+	}
+	key, err := c.Box.Open(secret.AAD(purposeRoot, uid), a.RootKey)
+	if err != nil {
+		return nil, fmt.Errorf("the root of authority %s: %w", a.Spec.Name, err)
+	}
+	return internalca.Open(a.Chain[len(a.Chain)-1:], key, "", c.Now)
+}
+
 // open gives the authority at work, made once for each etag.
 func (c *Catalogue) open(a store.Authority) (authority.Authority, error) {
 	c.mu.Lock()
@@ -282,7 +308,7 @@ func (c *Catalogue) make(a store.Authority) (authority.Authority, error) {
 		if err != nil {
 			return nil, err
 		}
-		return internalca.Open(a.Chain, key, c.Now)
+		return internalca.Open(a.Chain, key, c.CRLURL, c.Now)
 	}
 	text, err := c.Box.Open(secret.AAD(purposeAccount, a.UID), a.Key)
 	if err != nil {

@@ -1,7 +1,9 @@
 package store
 
 import (
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +16,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/profile"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/revocation"
 )
 
 // Every event the issuer tells, but for denied calls, is made here.
@@ -165,6 +168,27 @@ func windowChanged(w Window) *eventv1.Event {
 		Fingerprint: string(w.Fingerprint), Start: timestamppb.New(w.Start), End: timestamppb.New(w.End), ExplanationUrl: w.Explanation,
 	}}
 	return e
+}
+
+func certificateRevoked(r revocation.Revocation, comment string) *eventv1.Event {
+	e := fact("certificate.revoked", "certificates/"+string(r.Fingerprint), succeeded, map[string]string{
+		"fingerprint": string(r.Fingerprint), "serial": r.Serial.Text(16), "authority": r.Authority, "identity": r.Identity,
+		"revocation_reason": r.Reason.String(), "not_after": r.NotAfter.Format(time.RFC3339),
+	})
+	e.Reason = comment
+	e.Payload = &eventv1.Event_CertificateRevoked{CertificateRevoked: &eventv1.CertificateRevoked{
+		Fingerprint: string(r.Fingerprint), Reason: typev1.RevocationReason(r.Reason), Revoked: timestamppb.New(r.Revoked), //nolint:gosec // one of six
+	}}
+	return e
+}
+
+func crlSigned(c CRL) *eventv1.Event {
+	sum := sha256.Sum256(c.DER)
+	return fact("authority.crl_signed", "authorities/"+c.Authority, succeeded, map[string]string{
+		"authority": c.Authority, "root": strconv.FormatBool(c.Root), "key_id": c.KeyID, "number": strconv.FormatInt(c.Number, 10),
+		"this_update": c.ThisUpdate.Format(time.RFC3339), "next_update": c.NextUpdate.Format(time.RFC3339),
+		"entries": strconv.Itoa(c.Entries), "sha256": hex.EncodeToString(sum[:]),
+	})
 }
 
 // publicFacts gives the public facts of a certificate as they are told to others.

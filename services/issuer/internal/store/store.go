@@ -1,4 +1,4 @@
-// Package store keeps authorities, profiles, requests and certificates.
+// Package store keeps authorities, profiles, requests, certificates and what was revoked.
 //
 // It guarantees that a state changes only from the states the transition table allows and only by whoever holds the
 // request's claim, that every change and its event are committed together, that a request has one certificate at most, and
@@ -30,6 +30,7 @@ const (
 	TopicRequests    = "requests"
 	TopicWindows     = "windows"
 	TopicAuthorities = "authorities"
+	TopicRevocations = "revocations"
 )
 
 // Config is what a Store needs; all of it is required.

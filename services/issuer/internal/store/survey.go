@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
 )
 
@@ -26,6 +27,9 @@ type Standing struct {
 	Trouble bool
 	// Ends is when the first of its CA certificates runs out; zero where it is not known.
 	Ends time.Time
+	// CRLEnds is until when its lists are good, the first of them to run out; when it was made, where one was never made. Zero for
+	// an authority that has no lists.
+	CRLEnds time.Time
 }
 
 // Survey reads what is open, however much is over.
@@ -62,7 +66,9 @@ func (v *Survey) requests(ctx context.Context, tx db.Tx) error {
 }
 
 func (v *Survey) authorities(ctx context.Context, tx db.Tx) error {
-	rows, err := tx.Query(ctx, `SELECT a.name, a.problem, c.ders`+authorityTables+`ORDER BY a.name`)
+	rows, err := tx.Query(ctx, `SELECT a.name, a.problem, c.ders, CASE WHEN a.kind <> $1 THEN 0
+		WHEN (SELECT count(*) FROM crl l WHERE l.authority_uid = a.uid) < 2 THEN a.created
+		ELSE (SELECT min(l.next_update) FROM crl l WHERE l.authority_uid = a.uid) END`+authorityTables+`ORDER BY a.name`, string(authority.KindInternal))
 	if err != nil {
 		return err
 	}
@@ -71,10 +77,11 @@ func (v *Survey) authorities(ctx context.Context, tx db.Tx) error {
 		var one Standing
 		var problem string
 		var chain []byte
-		if err := rows.Scan(&one.Name, &problem, &chain); err != nil {
+		var crlEnds int64
+		if err := rows.Scan(&one.Name, &problem, &chain, &crlEnds); err != nil {
 			return err
 		}
-		one.Trouble = problem != ""
+		one.Trouble, one.CRLEnds = problem != "", db.Time(crlEnds)
 		if one.Ends, err = firstEnd(chain); err != nil {
 			return fmt.Errorf("reading the certificates of authority %s: %w", one.Name, err)
 		}

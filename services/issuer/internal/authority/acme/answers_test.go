@@ -114,7 +114,7 @@ func chainFor(t testing.TB, csr *pki.CSR, now time.Time, usage profile.Usage) []
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca, err := internalca.Open(m.Chain, m.IssuingKey, func() time.Time { return now })
+	ca, err := internalca.Open(m.Chain, m.IssuingKey, "", func() time.Time { return now })
 	if err != nil {
 		t.Fatal(err)
 	}

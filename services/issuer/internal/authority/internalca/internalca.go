@@ -24,6 +24,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/authority"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/issuance"
 	"github.com/sallyport-pki/sallyport/services/issuer/internal/profile"
+	"github.com/sallyport-pki/sallyport/services/issuer/internal/revocation"
 )
 
 const (
@@ -114,15 +115,16 @@ func serial() *big.Int {
 	return new(big.Int).SetBytes(b[:])
 }
 
-// CA signs with an intermediate. It may be used concurrently.
+// CA signs with an intermediate; opened with the root's certificate and key it signs the root's lists. It may be used concurrently.
 type CA struct {
 	issuing *x509.Certificate
 	key     crypto.Signer
+	lists   []string // URL of its CRL, if it is published
 	now     func() time.Time
 }
 
-// Open takes what Create made, once stored. now is the clock.
-func Open(chain [][]byte, issuingKey []byte, now func() time.Time) (*CA, error) {
+// Open takes what Create made, once stored. crlURL is where CRLs are published, empty for nowhere. now is the clock.
+func Open(chain [][]byte, issuingKey []byte, crlURL string, now func() time.Time) (*CA, error) {
 	certs, err := pki.ParseChainDER(chain)
 	if err != nil {
 		return nil, err
@@ -137,7 +139,39 @@ func Open(chain [][]byte, issuingKey []byte, now func() time.Time) (*CA, error) 
 	if !certs[0].IsCA {
 		return nil, errors.New("the issuing certificate is not a CA's")
 	}
-	return &CA{issuing: certs[0], key: key, now: now}, nil
+	ca := &CA{issuing: certs[0], key: key, now: now}
+	if crlURL != "" {
+		ca.lists = []string{crlURL + "/" + ListName(ca.KeyID())}
+	}
+	return ca, nil
+}
+
+// KeyID is the CA's key identifier in lower-case hex.
+func (ca *CA) KeyID() string { return hex.EncodeToString(ca.issuing.SubjectKeyId) }
+
+// ListName is the name under which the CRL of a CA is published.
+func ListName(keyID string) string { return keyID + ".crl" }
+
+// List is what a CRL says.
+type List struct {
+	Number     int64
+	ThisUpdate time.Time
+	NextUpdate time.Time
+	Revoked    []revocation.Revocation
+}
+
+// SignList makes a whole CRL, version 2. A reason that says nothing is left out (RFC 5280 section 5.3.1).
+func (ca *CA) SignList(l List) ([]byte, error) {
+	template := &x509.RevocationList{Number: big.NewInt(l.Number), ThisUpdate: l.ThisUpdate, NextUpdate: l.NextUpdate}
+	for _, r := range l.Revoked {
+		template.RevokedCertificateEntries = append(template.RevokedCertificateEntries, x509.RevocationListEntry{
+			SerialNumber: r.Serial, RevocationTime: r.Revoked.UTC().Truncate(time.Second), ReasonCode: int(r.Reason)})
+	}
+	der, err := x509.CreateRevocationList(rand.Reader, template, ca.issuing, ca.key)
+	if err != nil {
+		return nil, fmt.Errorf("signing a CRL: %w", err)
+	}
+	return der, nil
 }
 
 // Step signs at once: Accepted leads to Issue.
@@ -169,6 +203,7 @@ func (ca *CA) Issue(csr *pki.CSR, usages []profile.Usage, lifetime time.Duration
 	if err != nil {
 		return nil, err
 	}
+	template.CRLDistributionPoints = ca.lists
 	template.NotBefore = now.Add(-backdate).Truncate(time.Second)
 	template.NotAfter = now.Add(lifetime - time.Second).Truncate(time.Second) // both ends count (RFC 5280 section 4.1.2.5)
 	if template.NotAfter.After(ca.issuing.NotAfter) {

@@ -26,7 +26,7 @@ func create(t testing.TB, spec authority.Spec, now time.Time) *Material {
 
 func open(t testing.TB, m *Material, now func() time.Time) *CA {
 	t.Helper()
-	ca, err := Open(m.Chain, m.IssuingKey, now)
+	ca, err := Open(m.Chain, m.IssuingKey, "", now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestCreate(t *testing.T) {
 	if string(m.RootKey) == string(m.IssuingKey) {
 		t.Error("one key for both")
 	}
-	if _, err := Open(m.Chain, m.RootKey, time.Now); err == nil {
+	if _, err := Open(m.Chain, m.RootKey, "", time.Now); err == nil {
 		t.Error("opened with the wrong key")
 	}
 }
