@@ -5,6 +5,8 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -137,6 +139,39 @@ func FuzzReport(f *testing.F) {
 		clean(t, r.ID, r.Assignment, r.Served, r.Address, r.Reason, r.Message)
 		if r.Outcome == "" || len(r.Message) > maxMessage {
 			t.Fatalf("%+v", r)
+		}
+	})
+}
+
+// FuzzSteps: whatever an agent says of its own pace, what is kept of it is bounded, has our names, and never ends before it begins.
+func FuzzSteps(f *testing.F) {
+	at := func(d time.Duration) *timestamppb.Timestamp { return timestamppb.New(noon.Add(d)) }
+	step := func(k agentv1.StepKind, from, to time.Duration) *agentv1.Step {
+		return &agentv1.Step{Kind: k, Begun: at(from), Ended: at(to)}
+	}
+	seed(f, &agentv1.ReportAssignmentRequest{}, &agentv1.ReportAssignmentRequest{Steps: []*agentv1.Step{
+		step(agentv1.StepKind_STEP_KIND_STAGE, 0, time.Millisecond), step(agentv1.StepKind_STEP_KIND_RELOAD, time.Millisecond, time.Second),
+		step(agentv1.StepKind_STEP_KIND_INSTALL, 0, time.Minute), {Kind: agentv1.StepKind_STEP_KIND_RESTORE, Begun: at(0), Ended: at(0), Failed: true},
+	}}, &agentv1.ReportAssignmentRequest{Steps: []*agentv1.Step{
+		step(agentv1.StepKind_STEP_KIND_KEY, time.Second, 0), step(agentv1.StepKind_STEP_KIND_VERIFY, 0, 25*time.Hour), step(99, 0, 1), {},
+		{Kind: agentv1.StepKind_STEP_KIND_KEY, Begun: &timestamppb.Timestamp{Seconds: -1 << 62}, Ended: &timestamppb.Timestamp{Seconds: 1 << 62}},
+		{Kind: agentv1.StepKind_STEP_KIND_KEY, Begun: &timestamppb.Timestamp{Seconds: -62135596800}, Ended: &timestamppb.Timestamp{Seconds: 253402300799}},
+	}}, &agentv1.ReportAssignmentRequest{Steps: slices.Repeat([]*agentv1.Step{step(agentv1.StepKind_STEP_KIND_INSTALL, 0, 1)}, maxSteps+1)})
+	names := slices.Collect(maps.Values(stepNames))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var req agentv1.ReportAssignmentRequest
+		if proto.Unmarshal(data, &req) != nil {
+			return
+		}
+		steps := parseSteps(req.GetSteps())
+		if len(steps) > maxSteps || len(steps) > len(req.GetSteps()) {
+			t.Fatalf("%d steps of %d", len(steps), len(req.GetSteps()))
+		}
+		for i, s := range steps {
+			took := s.Ended.Sub(s.Begun)
+			if !slices.Contains(names, s.Name) || took < 0 || took > maxStep || s.Whole != (s.Name == "agent install") || s.Whole && i > 0 && !steps[i-1].Whole {
+				t.Fatalf("step %d is kept as %+v", i, s)
+			}
 		}
 	})
 }
