@@ -89,7 +89,7 @@ func row(name string, took []time.Duration) {
 	fmt.Printf("  %-38s p50 %8s   p99 %8s   max %8s   (%d times)\n", name, ms(quantile(took, 0.5)), ms(quantile(took, 0.99)), ms(quantile(took, 1)), len(took))
 }
 
-// reloads measures the server alone: another pair in its files, the signal, and then looks as the agent's until five in a
+// reloads measures the server alone: another pair in its files, the signal, and then looks at the agent's pace until five in a
 // row have seen it.
 func reloads(ctx context.Context, site *lab.Site, reload syscall.Signal, times int) ([]time.Duration, error) {
 	var took []time.Duration
@@ -110,7 +110,7 @@ func reloads(ctx context.Context, site *lab.Site, reload syscall.Signal, times i
 			return nil, err
 		}
 		for inRow := 0; inRow < 5; {
-			wait := time.Millisecond
+			wait, asked := time.Millisecond, time.Now()
 			now, err := served(ctx, site)
 			if err != nil && time.Since(one) > applyBound {
 				return nil, err
@@ -118,7 +118,7 @@ func reloads(ctx context.Context, site *lab.Site, reload syscall.Signal, times i
 			if err == nil && now != before {
 				inRow++
 			} else {
-				inRow, wait = 0, 10*time.Millisecond
+				inRow, wait = 0, max(5*time.Millisecond, time.Since(asked), time.Since(one)/16)
 			}
 			if err := pause(ctx, wait); err != nil {
 				return nil, err

@@ -206,14 +206,17 @@ func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, p
 	if found.Whole() {
 		rec.Old, look = found.Chain[0].Raw, found.Chain[0]
 	}
-	before := place.Verify(ctx, look, 0)
-	rec.Seen, rec.Before = before.View != connector.CannotSee, before.Served
+	seen := make(chan connector.Sight, 1)
+	go func() { seen <- place.Verify(ctx, look, 0) }() // meanwhile nothing changes that could be seen
 	if err := m.save(rec); err != nil {
+		<-seen
 		return m.Refuse(job, err)
 	}
 	crash.At(crash.Begun)
 	done := m.step(rec, StepStage)
 	rec.Staged, err = place.Stage(ctx, pair)
+	before := <-seen
+	rec.Seen, rec.Before = before.View != connector.CannotSee, before.Served
 	done(err != nil)
 	crash.At(crash.FilesStaged)
 	if err == nil {
@@ -282,13 +285,14 @@ func (m *Machine) settle(ctx context.Context, rec *record, outcome Outcome, why 
 	}
 }
 
+// commit throws the old files away.
 func (m *Machine) commit(ctx context.Context, rec *record) {
 	crash.At(crash.SettledKept)
 	if err := rec.place.Commit(ctx, rec.Staged); err != nil {
 		m.Log.WarnContext(ctx, "old files stay beside the new ones", "assignment", rec.Job.Assignment, "error", err)
 	}
 	crash.At(crash.OldDropped)
-	m.must(ctx, rec, Committed)
+	rec.State = Ended // on disk it stays Settling, with the report: found there, this is done once more
 }
 
 func (m *Machine) fail(ctx context.Context, rec *record, why *trouble) {
@@ -316,6 +320,9 @@ func (m *Machine) restore(ctx context.Context, rec *record) {
 		}
 	}
 	if wrong == nil {
+		if len(rec.Old) > 0 && why.Reason == connector.ReasonConfigRefused && failed != nil && fault.Of(failed).Reason == connector.ReasonServerConfigBroken {
+			why = troubleOf(failed) // it is not the new pair that the server refuses
+		}
 		m.end(ctx, rec, Restored, TakenBack, why, sight)
 		return
 	}

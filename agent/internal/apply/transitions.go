@@ -24,7 +24,7 @@ const (
 	Activated Event = "activated" // swapped, checked, reloaded
 	Failed    Event = "failed"    // a step went wrong
 	Settled   Event = "settled"   // looked at, and it stays
-	Committed Event = "committed" // the old files are gone
+	Committed Event = "committed" // the old files are gone; not kept, Settling would come to the same
 	Restored  Event = "restored"  // the old files are back, or could not be put back
 )
 

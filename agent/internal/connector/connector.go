@@ -32,7 +32,8 @@ type Connector interface {
 	Touches() []string
 }
 
-// Place is where one certificate is live. Its verbs are called one at a time.
+// Place is where one certificate is live. Its verbs are called one at a time,
+// but that Verify may go on during Stage.
 // All errors are of type *fault.Error with a reason of this package.
 type Place interface {
 	// Inspect says what is installed now. Only a place that cannot be read at all
@@ -51,7 +52,9 @@ type Place interface {
 	// Restore puts back what was installed before Stage and has the server load
 	// it; where nothing was, it removes what was put. It may be called at any
 	// point after Stage began, with the zero Staged if Stage did not come to its
-	// end, and again after a crash in its middle.
+	// end, and again after a crash in its middle. Where the old files are back and
+	// the server refuses its configuration with them too, the error's reason is
+	// SERVER_CONFIG_BROKEN.
 	Restore(ctx context.Context, staged Staged) error
 	// Commit removes what only Restore would need.
 	Commit(ctx context.Context, staged Staged) error

@@ -3,9 +3,13 @@
 package connector_test
 
 import (
+	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -122,4 +126,61 @@ func TestSettings(t *testing.T) {
 	if err := s.Done("a", "b"); fault.Of(err).Reason != connector.ReasonSettingsRefused {
 		t.Error(err)
 	}
+}
+
+// While old and new workers answer by turns, a certificate that was seen once is not called served.
+func TestSeenOfAllWorkers(t *testing.T) {
+	ca := connectortest.NewCA(t)
+	old, fresh := ca.Pair(t, "x.test"), ca.Pair(t, "x.test")
+	certificate := func(p connector.Pair) *tls.Certificate {
+		c := &tls.Certificate{PrivateKey: p.Key()}
+		for _, one := range p.Chain() {
+			c.Certificate = append(c.Certificate, one.Raw)
+		}
+		return c
+	}
+	workers := []*tls.Certificate{certificate(fresh), certificate(old)}
+	var asked, alone atomic.Int64
+	lis, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if alone.Load() > 0 {
+			return workers[0], nil
+		}
+		return workers[(asked.Add(1)-1)%2], nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer lis.Close()
+	wg.Go(func() {
+		for {
+			conn, err := lis.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { serve(conn) })
+		}
+	})
+	s := connector.ReadSettings(map[string]string{"verify": lis.Addr().String()})
+	l, err := connector.ReadListener(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sight := l.Verify(t.Context(), fresh.Leaf(), 300*time.Millisecond, false); sight.View != connector.Wrong {
+		t.Errorf("%v, while every second connection meets an old worker", sight)
+	}
+	if asked.Load() < 3 {
+		t.Errorf("it has looked %d times", asked.Load())
+	}
+	gone := time.AfterFunc(100*time.Millisecond, func() { alone.Store(1) })
+	defer gone.Stop()
+	if sight := l.Verify(t.Context(), fresh.Leaf(), 10*time.Second, false); sight.View != connector.Right || alone.Load() == 0 {
+		t.Errorf("%v, though the old worker is gone", sight)
+	}
+}
+
+func serve(conn net.Conn) {
+	defer conn.Close()
+	_, _ = conn.Read(make([]byte, 1)) // until the client hangs up
 }

@@ -25,7 +25,7 @@ const (
 	// ReasonNotYetValid: the certificate is not valid yet by the host's clock.
 	ReasonNotYetValid = "CERTIFICATE_NOT_YET_VALID"
 
-	// ReasonServerConfigBroken: the server finds its own configuration wrong before anything was touched.
+	// ReasonServerConfigBroken: the server finds its own configuration wrong without the new pair too.
 	ReasonServerConfigBroken = "SERVER_CONFIG_BROKEN"
 	// ReasonServerNotRunning: there is no server to reload.
 	ReasonServerNotRunning = "SERVER_NOT_RUNNING"

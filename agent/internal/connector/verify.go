@@ -21,14 +21,18 @@ const (
 )
 
 const (
-	// A server's reload takes between some milliseconds and seconds: the pause between looks is a share of what it took so far.
-	firstLook = 10 * time.Millisecond
-	share     = 8
+	// A server's reload takes between some milliseconds and seconds: the pause between looks is a share of what it took so far,
+	// but no shorter than a look itself, so that looking is not what keeps a slow server from its reload.
+	firstLook = 5 * time.Millisecond
+	share     = 16
 	slowLook  = time.Second
 	oneLook   = 5 * time.Second
-	// enough looks in a row: each may meet another worker, so more of them tell more than a longer pause between.
+	// enough looks in a row: each may meet another worker, so more of them tell more than a longer pause between. They come one
+	// after the other: several at once are more than an old worker that still accepts can take, and meet new ones only.
 	enough   = 5
 	nextLook = 1 * time.Millisecond
+	// certain looks in a row are enough where it is known that no old worker accepts any more.
+	certain = 2
 )
 
 // Listener is where a certificate must be seen. The zero value is nowhere.
@@ -58,18 +62,23 @@ func (l Listener) Address() string { return l.address }
 
 // Verify looks until the certificate is served, at most so long. While a server
 // reloads, its old workers may answer in between: it must be seen some times in
-// a row, unless there is no time to wait.
-func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.Duration) Sight {
+// a row, unless there is no time to wait; less often where alone says that none
+// but new workers are left.
+func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.Duration, alone bool) Sight {
 	if l.address == "" {
 		return Sight{Detail: "the target's settings name no address to verify"}
 	}
-	ctx, cancel := context.WithTimeout(ctx, max(wait, oneLook))
+	ctx, cancel := context.WithTimeout(ctx, wait+oneLook)
 	defer cancel()
 	begun := time.Now()
 	deadline := begun.Add(wait)
+	enough := enough
+	if alone {
+		enough = certain
+	}
 	var last Sight
-	inRow := 0
-	for {
+	for inRow := 0; ; {
+		asked := time.Now()
 		sight := l.look(ctx, want)
 		if ctx.Err() != nil && last.Address != "" { // it was cut off
 			return last
@@ -77,11 +86,11 @@ func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.
 		last = sight
 		pause := nextLook
 		if sight.View == Right {
-			inRow++
+			inRow++ // a row that has begun is brought to its end, even if it is late
 		} else {
-			inRow, pause = 0, min(max(firstLook, time.Since(begun)/share), slowLook)
+			inRow, pause = 0, min(max(firstLook, time.Since(asked), time.Since(begun)/share), slowLook)
 		}
-		if inRow >= enough || time.Now().Add(pause).After(deadline) {
+		if inRow >= enough || wait == 0 || inRow == 0 && time.Now().Add(pause).After(deadline) {
 			return last
 		}
 		select {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -217,6 +218,28 @@ func (s *Server) Signal(sig syscall.Signal) {
 	s.t.Helper()
 	if err := s.cmd.Process.Signal(sig); err != nil {
 		s.t.Fatal(err)
+	}
+}
+
+// Said is what the server has written.
+func (s *Server) Said() string { return s.out.String() }
+
+// Handles waits until the master handles the signal (proc(5): SigCgt).
+func (s *Server) Handles(sig syscall.Signal) {
+	s.t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		_, rest, _ := bytes.Cut(status, []byte("\nSigCgt:"))
+		line, _, _ := bytes.Cut(rest, []byte("\n"))
+		if mask, err := strconv.ParseUint(string(bytes.TrimSpace(line)), 16, 64); err == nil && mask&(1<<(uint(sig)-1)) != 0 {
+			return
+		}
+		if time.Now().After(end) {
+			s.t.Fatalf("the server does not handle signal %d", sig)
+		}
 	}
 }
 

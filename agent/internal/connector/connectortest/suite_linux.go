@@ -7,12 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/pki"
 )
 
 const name = "x.test"
@@ -223,8 +225,28 @@ func (r *rig) dropsNothing() {
 	staged := r.stage(r.fresh)
 	r.no(r.place.Activate(r.ctx, staged))
 	r.verify(r.fresh, connector.Right)
+	r.everywhere(r.fresh)
 	load.End()
 	r.no(r.place.Commit(r.ctx, staged))
+}
+
+// everywhere asks more often at once than the server has workers: none shows
+// another pair.
+func (r *rig) everywhere(pair connector.Pair) {
+	r.Helper()
+	want := pki.FingerprintOf(pair.Leaf().Raw)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 8 {
+				if have, err := r.Shows(name); err != nil || have != want {
+					r.Errorf("a client sees %s (%v), though %s was said to be served", have, err, want)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func (r *rig) restores() {
@@ -357,10 +379,10 @@ func (r *rig) repairs() {
 
 func (r *rig) foreign() {
 	r.serve()
+	before := r.stats()
 	mend := r.Break()
-	staged, err := r.place.Stage(r.ctx, r.fresh)
+	staged := r.stage(r.fresh)
 	if !r.Judges { // then it is seen by what is not served
-		r.no(err)
 		if err := r.place.Activate(r.ctx, staged); err == nil {
 			r.verify(r.fresh, connector.Wrong)
 		}
@@ -370,12 +392,24 @@ func (r *rig) foreign() {
 		r.verify(r.old, connector.Right)
 		return
 	}
-	r.reason(err, connector.ReasonServerConfigBroken)
-	if !strings.Contains(err.Error(), "this_is_no_directive") {
-		r.Errorf("the server's own words are lost: %v", err)
+	r.reason(r.place.Activate(r.ctx, staged), connector.ReasonConfigRefused)
+	for range 2 { // a crash may make it twice
+		err := r.place.Restore(r.ctx, staged)
+		r.reason(err, connector.ReasonServerConfigBroken)
+		if !strings.Contains(err.Error(), "this_is_no_directive") {
+			r.Errorf("the server's own words are lost: %v", err)
+		}
+		r.installed(r.old)
 	}
-	r.installed(r.old)
+	for path, s := range r.stats() {
+		if s != before[path] {
+			r.Errorf("%s is not the very file it was", path)
+		}
+	}
 	r.verify(r.old, connector.Right)
+	if said := r.Said(); strings.Contains(said, "this_is_no_directive") {
+		r.Errorf("the server was told to load a configuration it had refused: %s", said)
+	}
 	mend()
 }
 
@@ -387,8 +421,8 @@ func (r *rig) breaks() {
 	if r.Judges {
 		r.reason(err, connector.ReasonConfigRefused)
 	}
-	if err := r.place.Restore(r.ctx, staged); err != nil && r.Judges {
-		r.Fatal(err)
+	if err := r.place.Restore(r.ctx, staged); r.Judges {
+		r.reason(err, connector.ReasonServerConfigBroken)
 	}
 	r.installed(r.old)
 	r.verify(r.old, connector.Right)

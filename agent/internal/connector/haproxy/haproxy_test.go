@@ -29,6 +29,7 @@ func TestConformance(t *testing.T) {
 			Server: s, Connector: c, Judges: true, DeadReason: connector.ReasonServerNotRunning,
 			Settings: map[string]string{"combined": s.Files["combined"], "verify": s.Address},
 			FailReload: func() func() {
+				s.Handles(syscall.SIGUSR2) // just started, it does not yet
 				s.Signal(syscall.SIGSTOP)
 				return func() { s.Signal(syscall.SIGCONT) }
 			},

@@ -30,6 +30,10 @@ const (
 
 const checkTimeout = 30 * time.Second
 
+// worker is what an nginx worker calls itself until its master has told it to go, which closes its listeners. After a reload
+// that is 100 ms after the new workers were started: for so long both accept.
+const worker = "nginx: worker process"
+
 // Config is the host's configuration of the connector.
 type Config struct {
 	pemfile.Config `yaml:",inline"`
@@ -92,7 +96,7 @@ func New(cfg Config, hooks pemfile.Hooks) (*Connector, error) {
 		Hook:  hook,
 	}
 	if hook == nil {
-		d.Process, d.Signal = &process.Server{PIDFile: cfg.PIDFile, Program: cfg.Binary}, process.HUP
+		d.Process, d.Signal = &process.Server{PIDFile: cfg.PIDFile, Program: cfg.Binary, Worker: worker}, process.HUP
 	}
 	return &Connector{rules: rules, daemon: d}, nil
 }

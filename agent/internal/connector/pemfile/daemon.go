@@ -66,6 +66,19 @@ func (d Daemon) Reload(ctx context.Context) error {
 	return nil
 }
 
+// Workers gives a function that says whether any of the server's processes that
+// accept connections now still does; nil where that cannot be told.
+func (d Daemon) Workers() (accept func() bool) {
+	if d.Hook != nil || d.Process == nil {
+		return nil
+	}
+	workers := d.Process.Workers()
+	if len(workers) == 0 {
+		return nil
+	}
+	return func() bool { return d.Process.Accepting(workers) }
+}
+
 // Troubles says what of the host's configuration cannot work.
 func (d Daemon) Troubles(ctx context.Context) []string {
 	var out []string

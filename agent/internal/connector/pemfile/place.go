@@ -3,7 +3,6 @@ package pemfile
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
@@ -20,13 +19,24 @@ type Server interface {
 	Running(ctx context.Context) error
 	// Reload has the running server load the files.
 	Reload(ctx context.Context) error
+	// Workers gives a function that says whether any of the server's processes
+	// that accept connections now still does; nil where that cannot be told.
+	Workers() (accept func() bool)
 }
+
+const (
+	// overlap bounds the waiting for old workers: one that hangs accepts nothing.
+	overlap  = time.Second
+	nextLook = 2 * time.Millisecond
+)
 
 // Place is a set of files, the server that reads them, and where it listens.
 type Place struct {
 	*Set
 	Server   Server
 	Listener connector.Listener
+
+	former func() bool // whether the workers from before the last reload accept; nil where that cannot be told
 }
 
 var _ connector.Place = (*Place)(nil)
@@ -34,37 +44,53 @@ var _ connector.Place = (*Place)(nil)
 // Address is where Verify looks.
 func (p *Place) Address() string { return p.Listener.Address() }
 
-// Verify looks whether the certificate is served.
+// Verify looks whether the certificate is served. What is seen while old
+// workers still accept beside new ones proves nothing, so they are waited for.
 func (p *Place) Verify(ctx context.Context, want *x509.Certificate, wait time.Duration) connector.Sight {
-	return p.Listener.Verify(ctx, want, wait)
+	begun := time.Now()
+	alone := wait > 0 && p.former != nil && p.Address() != "" && p.retired(ctx, min(overlap, wait/2))
+	return p.Listener.Verify(ctx, want, max(wait-time.Since(begun), 0), alone)
+}
+
+// retired waits until none of the former workers accepts any more; it is false
+// when the time is up before.
+func (p *Place) retired(ctx context.Context, wait time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	for p.former() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(nextLook):
+		}
+	}
+	return true
+}
+
+func (p *Place) reload(ctx context.Context) error {
+	p.former = p.Server.Workers()
+	return p.Server.Reload(ctx)
 }
 
 // Stage writes the new files beside the old, unless it is clear already that
 // the server could not be made to load them. A place where no whole pair is
-// installed gets one even if the server does not run or is at odds with its
-// configuration: the pair may be what it lacks. The server's check, a process, goes on while the files are written.
+// installed gets one even if the server does not run: the pair may be what it
+// lacks.
 func (p *Place) Stage(ctx context.Context, pair connector.Pair) (connector.Staged, error) {
 	found, err := p.Inspect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if !found.Whole() {
-		return p.Set.Stage(pair)
+	if found.Whole() {
+		if err := p.Server.Running(ctx); err != nil {
+			return nil, err
+		}
 	}
-	if err := p.Server.Running(ctx); err != nil {
-		return nil, err
-	}
-	checked := make(chan error, 1)
-	go func() { checked <- p.Server.Check(ctx) }()
-	staged, err := p.Set.Stage(pair)
-	if broken := <-checked; broken != nil {
-		return nil, errors.Join(fault.New(fault.Precondition, connector.ReasonServerConfigBroken,
-			"nothing was touched, the server's configuration is wrong already: %w", broken), p.Discard())
-	}
-	return staged, err
+	return p.Set.Stage(pair)
 }
 
-// Activate swaps the files, has the server check them, and reloads it.
+// Activate swaps the files, has the server check them, and reloads it. The
+// server is told nothing unless it accepts exactly what it would load.
 func (p *Place) Activate(ctx context.Context, staged connector.Staged) error {
 	if err := Swap(staged); err != nil {
 		return err
@@ -89,12 +115,13 @@ func (p *Place) Activate(ctx context.Context, staged connector.Staged) error {
 		}
 		return err
 	}
-	return p.Server.Reload(ctx)
+	return p.reload(ctx)
 }
 
 // Restore puts the old files back and reloads a server that runs and accepts
 // its configuration. One that does not is left as it is: it still serves what
-// it has in memory.
+// it has in memory. That it refuses its configuration with the old files too is
+// an error of reason SERVER_CONFIG_BROKEN.
 func (p *Place) Restore(ctx context.Context, staged connector.Staged) error {
 	if len(staged) == 0 {
 		return p.Discard()
@@ -102,10 +129,14 @@ func (p *Place) Restore(ctx context.Context, staged connector.Staged) error {
 	if err := Back(staged); err != nil {
 		return err
 	}
-	if p.Server.Running(ctx) != nil || p.Server.Check(ctx) != nil {
+	if p.Server.Running(ctx) != nil {
 		return nil
 	}
-	return p.Server.Reload(ctx)
+	if err := p.Server.Check(ctx); err != nil {
+		return fault.New(fault.Precondition, connector.ReasonServerConfigBroken,
+			"the server was told nothing, its configuration is wrong without the new pair too: %w", err)
+	}
+	return p.reload(ctx)
 }
 
 // Commit removes the old files.

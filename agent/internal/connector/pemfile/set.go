@@ -214,6 +214,9 @@ func (s *Set) Stage(pair connector.Pair) (connector.Staged, error) {
 		}
 		staged = append(staged, st)
 	}
+	if err := syncNames(staged); err != nil {
+		return nil, errors.Join(err, s.Discard())
+	}
 	return json.Marshal(staged)
 }
 
@@ -241,16 +244,28 @@ func (s *stagedFile) write(root *os.Root, data []byte, rules Rules, part Part) e
 	if err := remove(root, s.fresh(), s.old()); err != nil {
 		return err
 	}
-	err = disk.Create(root, s.fresh(), data, 0o600, func(file *os.File) error {
+	return disk.Create(root, s.fresh(), data, 0o600, func(file *os.File) error {
 		if s.Existed {
 			return sameAs(file, present)
 		}
 		return rules.dress(file, part)
 	})
-	if err != nil {
-		return err
+}
+
+// syncNames makes what was done to names durable, each folder once.
+func syncNames(files []stagedFile) error {
+	synced := map[string]bool{}
+	for _, f := range files {
+		folder := filepath.Dir(f.Path())
+		if synced[folder] {
+			continue
+		}
+		synced[folder] = true
+		if err := with(f.Spot, func(root *os.Root) error { return disk.SyncDir(root, filepath.Dir(f.Name)) }); err != nil {
+			return failed("syncing the folder", f.Spot, err)
+		}
 	}
-	return disk.SyncDir(root, filepath.Dir(s.Name))
+	return nil
 }
 
 func (r Rules) dress(file *os.File, part Part) error {
@@ -290,12 +305,18 @@ func Swap(staged connector.Staged) error {
 			return failed("keeping the old file", f.Spot, err)
 		}
 	}
+	if err := syncNames(files); err != nil {
+		return err
+	}
 	crash.At(crash.OldKept)
 	for _, f := range files {
 		if err := with(f.Spot, f.putNew); err != nil {
 			return failed("putting the new file in place", f.Spot, err)
 		}
 		crash.At(crash.FileSwapped)
+	}
+	if err := syncNames(files); err != nil {
+		return err
 	}
 	crash.At(crash.AllSwapped)
 	return nil
@@ -308,10 +329,7 @@ func (s stagedFile) keepOld(root *os.Root) error {
 	if _, err := root.Lstat(s.old()); err == nil {
 		return nil
 	}
-	if err := root.Link(s.Name, s.old()); err != nil {
-		return err
-	}
-	return disk.SyncDir(root, filepath.Dir(s.Name))
+	return root.Link(s.Name, s.old())
 }
 
 func (s stagedFile) putNew(root *os.Root) error {
@@ -322,10 +340,7 @@ func (s stagedFile) putNew(root *os.Root) error {
 		}
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	return disk.SyncDir(root, filepath.Dir(s.Name))
+	return err
 }
 
 // Back makes the old files the installed ones again, and removes files that
@@ -340,7 +355,7 @@ func Back(staged connector.Staged) error {
 			return failed("putting the old file back", f.Spot, err)
 		}
 	}
-	return nil
+	return syncNames(files)
 }
 
 func (s stagedFile) back(root *os.Root) error {
@@ -360,12 +375,7 @@ func (s stagedFile) back(root *os.Root) error {
 	return s.clean(root)
 }
 
-func (s stagedFile) clean(root *os.Root) error {
-	if err := remove(root, s.fresh(), s.old()); err != nil {
-		return err
-	}
-	return disk.SyncDir(root, filepath.Dir(s.Name))
-}
+func (s stagedFile) clean(root *os.Root) error { return remove(root, s.fresh(), s.old()) }
 
 // Drop removes the old files for good.
 func Drop(staged connector.Staged) error {
@@ -378,7 +388,7 @@ func Drop(staged connector.Staged) error {
 			return failed("removing the old file", f.Spot, err)
 		}
 	}
-	return nil
+	return syncNames(files)
 }
 
 func decode(staged connector.Staged) ([]stagedFile, error) {

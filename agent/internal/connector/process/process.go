@@ -22,6 +22,10 @@ type Server struct {
 	// Settle is how long the server may take that is just replacing itself:
 	// HAProxy removes its process id file and handles no signal until it is back.
 	Settle time.Duration
+	// Worker is what those of its processes call themselves that accept
+	// connections, and no longer once they are told to go; empty where that
+	// cannot be told.
+	Worker string
 }
 
 const maxPIDFile = 64

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -107,6 +108,34 @@ func catches(pid int, sig syscall.Signal) (bool, error) {
 		return false, fmt.Errorf("reading which signals are handled: %w", err)
 	}
 	return mask&(1<<(uint(sig)-1)) != 0, nil
+}
+
+// Workers lists the server's processes that accept connections now.
+func (s Server) Workers() []int {
+	p, err := s.find()
+	if err != nil || s.Worker == "" {
+		return nil
+	}
+	defer p.Release() //nolint:errcheck // nothing is left to do
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", p.Pid))
+	if err != nil {
+		return nil
+	}
+	var workers []int
+	for _, field := range strings.Fields(string(children)) {
+		if pid, err := strconv.Atoi(field); err == nil && s.accepts(pid) {
+			workers = append(workers, pid)
+		}
+	}
+	return workers
+}
+
+// Accepting says whether one of the workers still accepts connections.
+func (s Server) Accepting(workers []int) bool { return slices.ContainsFunc(workers, s.accepts) }
+
+func (s Server) accepts(pid int) bool {
+	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err == nil && strings.TrimRight(string(title), "\x00 ") == s.Worker
 }
 
 // The signals that make servers reload.

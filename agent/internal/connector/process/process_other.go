@@ -16,6 +16,12 @@ func (s Server) Running(context.Context) error { return errOnlyLinux }
 // Signal sends nothing here.
 func (s Server) Signal(context.Context, syscall.Signal) error { return errOnlyLinux }
 
+// Workers cannot be told here.
+func (s Server) Workers() []int { return nil }
+
+// Accepting is never asked here.
+func (s Server) Accepting([]int) bool { return false }
+
 // The signals that make servers reload, where there are any.
 const (
 	HUP  = syscall.Signal(1)

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -98,6 +99,53 @@ func write(t *testing.T, dir string, pid int) string {
 		t.Fatal(err)
 	}
 	return file
+}
+
+// Who accepts is told by what the master's children call themselves, and by whether they are there.
+func TestWorkers(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hold, err := os.OpenFile(pipe, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer hold.Close()
+	child := func(title string) string { return "(exec -a '" + title + "' cat <" + pipe + ") & " }
+	master := start(t, child("x: worker process")+child("x: worker process is shutting down")+child("x: cache manager process")+child("x: worker process")+
+		"echo; while :; do wait; done")
+	file := filepath.Join(dir, "pid")
+	if err := os.WriteFile(file, fmt.Appendln(nil, master), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := Server{PIDFile: file, Program: "/bin/bash", Worker: "x: worker process"}
+	var workers []int
+	for end := time.Now().Add(10 * time.Second); len(workers) != 2; time.Sleep(5 * time.Millisecond) {
+		if workers = s.Workers(); time.Now().After(end) {
+			t.Fatalf("workers %v, want two", workers)
+		}
+	}
+	for i, pid := range workers {
+		if !s.Accepting(workers) {
+			t.Errorf("nobody accepts, though %d of %d are there", len(workers)-i, len(workers))
+		}
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(10 * time.Second); s.accepts(pid); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("it accepts, though it is dead")
+			}
+		}
+	}
+	if s.Accepting(workers) {
+		t.Error("somebody accepts, though all are gone")
+	}
+	if got := (Server{PIDFile: file, Program: "/bin/bash"}).Workers(); got != nil {
+		t.Errorf("workers %v of a server that does not tell", got)
+	}
 }
 
 // A server that is just replacing itself is waited for.
