@@ -31,6 +31,7 @@ const (
 type site struct {
 	*lab.Lab
 	good string // its data, stopped and whole, with what doctor kept at its first run
+	at   string // where it served
 }
 
 func TestDoctor(t *testing.T) {
@@ -279,6 +280,8 @@ func (s *site) plane(t *testing.T) *lab.Plane {
 		}
 		return os.Chmod(path, info.Mode().Perm())
 	}))
+	// Serve writes it anew; a command that is quicker would wait for the server that is no more.
+	must(t, edit(filepath.Join(p.Operator(), "config.yaml"), s.at, p.Address))
 	return p
 }
 
@@ -287,6 +290,7 @@ func newSite(t *testing.T) *site {
 	s := &site{Lab: lab.New(dir, bin(t)), good: filepath.Join(dir, "good")}
 	t.Cleanup(s.Close)
 	p := ok(s.Serve(t.Context(), "good", lab.ServeOptions{}))(t)
+	s.at = p.Address
 	site := ok(s.Nginx(t.Context(), "nginx", "web.example.com"))(t)
 	token := ok(p.Token(t.Context(), "web"))(t)
 	h := ok(s.Host(t.Context(), "web", token, lab.HostOptions{Server: p.Address, Extra: "connectors:\n" + site.Connector()}))(t)
