@@ -44,15 +44,22 @@ audit: {checkpoint_interval: 100ms}
 type site struct {
 	*lab.Lab
 	volume *lab.Volume
-	plane  *lab.Plane
-	web    *lab.Site
-	host   *lab.Host
+	// database is a PostgreSQL server on the same disk, if any.
+	database *lab.Database
+	plane    *lab.Plane
+	web      *lab.Site
+	host     *lab.Host
 }
 
 // newSite starts all. prefix is put before the control plane and the agent.
 func newSite(t *testing.T, prefix ...string) *site {
 	t.Helper()
-	s := newVolume(t)
+	return newVolume(t).begin(t, config, prefix...)
+}
+
+// begin starts all that newSite starts.
+func (s *site) begin(t *testing.T, config string, prefix ...string) *site {
+	t.Helper()
 	ctx := t.Context()
 	s.plane = ok(s.Serve(ctx, "control", lab.ServeOptions{Config: config, Prefix: prefix}))(t)
 	ok(s.plane.Apply(ctx, "kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n---\n"+
@@ -105,6 +112,9 @@ func (s *site) cut(t *testing.T) {
 	for _, p := range []*lab.Process{s.plane.Process, s.host.Process, s.web.Process} {
 		p.KillAll()
 	}
+	if s.database != nil {
+		s.database.KillAll()
+	}
 	must(t, s.volume.Unmount())
 	must(t, s.volume.Mount())
 }
@@ -112,6 +122,9 @@ func (s *site) cut(t *testing.T) {
 // start starts all again.
 func (s *site) start(t *testing.T) {
 	t.Helper()
+	if s.database != nil {
+		must(t, s.database.Start(t.Context()))
+	}
 	must(t, s.plane.Start(t.Context()))
 	must(t, s.web.Restart(t.Context()))
 	must(t, s.host.Start())

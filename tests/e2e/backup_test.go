@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -208,7 +209,8 @@ func TestBackupIsEncrypted(t *testing.T) {
 	w.wantCode(t, 2, "exists already", append([]string{"backup", "--out", file}, w.site(w.plane.Data)...)...)
 }
 
-// TestBackupKilled: neither a backup nor a restore that is killed leaves anything that passes for a whole one.
+// TestBackupKilled: neither a backup nor a restore that is killed leaves anything that passes for a whole one, and the next backup
+// removes what one has left, but not what one that is at work has there.
 func TestBackupKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "")
@@ -217,6 +219,7 @@ func TestBackupKilled(t *testing.T) {
 	program := filepath.Join(w.Bin, "sallyport")
 	r := rand.New(rand.NewPCG(*seed, 3))
 	t.Logf("seed %d", *seed)
+	w.leftBehind(t, program)
 	for n := range 8 {
 		out, to := filepath.Join(w.Dir, fmt.Sprintf("killed-%d.tar.gz", n)), filepath.Join(w.Dir, fmt.Sprintf("killed-%d", n))
 		for name, args := range map[string][]string{
@@ -243,4 +246,42 @@ func TestBackupKilled(t *testing.T) {
 		}
 		w.wantCode(t, 10, "not a data directory", "serve", "--data", to, "--listen", "127.0.0.1:0")
 	}
+}
+
+// leftBehind stops a backup half-way, and kills another.
+func (w *world) leftBehind(t *testing.T, program string) {
+	t.Helper()
+	dir := filepath.Join(w.Dir, "backups")
+	must(t, os.Mkdir(dir, 0o700))
+	left := func(name string) []string { return ok(filepath.Glob(filepath.Join(dir, "."+name+".tar.gz*")))(t) }
+	begin := func(name string) *lab.Process {
+		p := ok(w.Start(lab.Command{Name: name, Path: program, Args: append([]string{"backup", "--out", filepath.Join(dir, name+".tar.gz")}, w.site(w.plane.Data)...)}))(t)
+		for len(ok(filepath.Glob(filepath.Join(dir, "."+name+".tar.gz.part-*", "backup")))(t)) == 0 {
+			if !p.Running() {
+				t.Fatalf("%s was done before it was seen: %s", name, p.Output())
+			}
+		}
+		must(t, p.Signal(syscall.SIGSTOP))
+		return p
+	}
+	stopped, killed := begin("stopped"), begin("killed")
+	killed.Kill()
+	if len(left("stopped")) == 0 || len(left("killed")) == 0 {
+		t.Fatalf("nothing to be removed: %v, %v", left("stopped"), left("killed"))
+	}
+	w.backup(t, filepath.Join(dir, "next.tar.gz"))
+	if found := append(left("killed"), left("next")...); len(found) > 0 {
+		t.Errorf("left behind: %v", found)
+	}
+	must(t, stopped.Signal(syscall.SIGCONT))
+	w.await(t, "the stopped backup to be done", func() error {
+		if stopped.Running() {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+	if found := left("stopped"); stopped.ExitCode() != 0 || len(found) > 0 {
+		t.Errorf("the one at work ended with %d and left %v: %s", stopped.ExitCode(), found, stopped.Output())
+	}
+	w.do(t, "backup", "verify", filepath.Join(dir, "stopped.tar.gz"))
 }

@@ -35,6 +35,11 @@ type Database struct {
 // PostgresServer starts an empty PostgreSQL server that listens on a Unix socket alone. It does not sync its files unless
 // settings such as "fsync=on" ask for it.
 func (l *Lab) PostgresServer(ctx context.Context, id string, settings ...string) (*Database, error) {
+	return l.PostgresServerIn(ctx, id, "", settings...)
+}
+
+// PostgresServerIn is PostgresServer with its data in a new folder, whose parents everybody may pass; "" for one of its own.
+func (l *Lab) PostgresServerIn(ctx context.Context, id, data string, settings ...string) (*Database, error) {
 	bin, err := postgresBin()
 	if err != nil {
 		return nil, err
@@ -55,7 +60,11 @@ func (l *Lab) PostgresServer(ctx context.Context, id string, settings ...string)
 			}
 		}
 	}
-	data := filepath.Join(dir, "data")
+	if data == "" {
+		data = filepath.Join(dir, "data")
+	} else if err := errors.Join(os.Mkdir(data, 0o700), os.Chown(data, int(uid), -1)); err != nil {
+		return nil, err
+	}
 	made, err := l.Run(ctx, Command{
 		Path: filepath.Join(bin, "initdb"), UID: uid, Dir: dir,
 		Args: []string{"-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C"},

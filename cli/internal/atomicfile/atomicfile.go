@@ -37,6 +37,18 @@ func Commit(f *renameio.PendingFile, path string) error {
 	if err := f.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
+	return syncDir(path)
+}
+
+// Move gives a file that is whole and on disk its name, in the same file system.
+func Move(from, to string) error {
+	if err := os.Rename(from, to); err != nil {
+		return err
+	}
+	return syncDir(to)
+}
+
+func syncDir(path string) error {
 	dir, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return err

@@ -26,8 +26,6 @@ import (
 	"time"
 
 	"filippo.io/age"
-	"github.com/google/renameio/v2"
-
 	"github.com/sallyport-pki/sallyport/auditlog"
 	"github.com/sallyport-pki/sallyport/internal/boot"
 
@@ -115,12 +113,12 @@ func Create(ctx context.Context, o Options) (*Manifest, error) {
 	if _, err := os.Lstat(o.Out); err == nil {
 		return nil, exit.Errorf(exit.Usage, "%s exists already: choose another name", o.Out)
 	}
-	dir, err := os.MkdirTemp(filepath.Dir(o.Out), "."+filepath.Base(o.Out)+".part-")
+	work, err := newWorkspace(o.Out)
 	if err != nil {
 		return nil, trust.Disk(exit.With(exit.Data, fmt.Errorf("making the backup: %w", err)))
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
-	b := &builder{Options: o, dir: dir, m: Manifest{
+	defer work.remove()
+	b := &builder{Options: o, dir: work.dir, m: Manifest{
 		Format: Format, Version: boot.Version().String(), Created: o.Now().UTC().Truncate(time.Microsecond),
 		TrustDomain: marker.TrustDomain, Databases: []string{}, Server: o.Places.Server, Files: []File{},
 	}}
@@ -138,11 +136,11 @@ type builder struct {
 }
 
 func (b *builder) build(ctx context.Context) error {
-	f, err := atomicfile.Create(b.Out, 0o600)
+	f, err := os.OpenFile(filepath.Join(b.dir, "backup"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("making the backup: %w", err)
 	}
-	defer func() { _ = f.Cleanup() }()
+	defer func() { _ = f.Close() }() // after a failure; what is in it goes
 	if b.w, err = newWriter(f, b.Recipients); err != nil {
 		return err
 	}
@@ -152,7 +150,7 @@ func (b *builder) build(ctx context.Context) error {
 	return b.commit(ctx, f)
 }
 
-func (b *builder) commit(ctx context.Context, f *renameio.PendingFile) error {
+func (b *builder) commit(ctx context.Context, f *os.File) error {
 	text, err := json.MarshalIndent(b.m, "", " ")
 	if err != nil {
 		return err
@@ -166,7 +164,10 @@ func (b *builder) commit(ctx context.Context, f *renameio.PendingFile) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return atomicfile.Commit(f, b.Out)
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		return fmt.Errorf("writing the backup: %w", err)
+	}
+	return atomicfile.Move(f.Name(), b.Out)
 }
 
 func (b *builder) contents(ctx context.Context) error {

@@ -1,0 +1,70 @@
+package disk
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// newSiteOnPostgres is newSite with the services' data in PostgreSQL, on the same disk.
+func newSiteOnPostgres(t *testing.T, settings ...string) *site {
+	t.Helper()
+	s := newVolume(t)
+	for _, dir := range []string{filepath.Dir(s.volume.Path), s.volume.Path} {
+		must(t, os.Chmod(dir, 0o711)) // PostgreSQL runs as its own user
+	}
+	s.database = ok(s.PostgresServerIn(t.Context(), "postgres", filepath.Join(s.volume.Path, "postgres"), settings...))(t)
+	return s.begin(t, config+fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", s.database.DSN))
+}
+
+// TestPostgresPowerCuts takes the power from a PostgreSQL that syncs, as it does unless told otherwise, and from all that stands on
+// it: what the services have acknowledged is kept.
+func TestPostgresPowerCuts(t *testing.T) {
+	s := newSiteOnPostgres(t, "fsync=on")
+	w := newWitness(t, s)
+	must(t, s.volume.Sync())
+	t.Logf("seed %d", *seed)
+	r := rand.New(rand.NewPCG(*seed, 3))
+	for round := range (*rounds + 1) / 3 {
+		s.round(t, w, r, round)
+		w.keeps(t.Context(), t, s)
+		w.tells(t)
+		if t.Failed() {
+			return
+		}
+		t.Logf("round %d: all is there: %s", round, w.count())
+	}
+	s.settles(t.Context(), t, w)
+	s.stop(t)
+}
+
+// TestPostgresUnsynced does it to a PostgreSQL that does not sync, on which the test must notice losses.
+func TestPostgresUnsynced(t *testing.T) {
+	s := newSiteOnPostgres(t, "fsync=off")
+	w := newWitness(t, s)
+	must(t, s.volume.Sync())
+	r := rand.New(rand.NewPCG(*seed, 3))
+	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1000+r.IntN(1000))*time.Millisecond)
+	defer cancel()
+	w.work(ctx, t, s, 0).Wait()
+	s.cut(t)
+	if err := s.database.Start(t.Context()); err != nil {
+		t.Logf("noticed: PostgreSQL does not start: %v", err)
+		return
+	}
+	if err := s.plane.Start(t.Context()); err != nil {
+		t.Logf("noticed: serve does not start: %v", err)
+		return
+	}
+	w.keeps(t.Context(), t, s)
+	if len(w.broken) == 0 {
+		t.Errorf("nothing was synced and nothing is missed: the test shows nothing: %s", w.count())
+	}
+	for _, promise := range w.broken[:min(3, len(w.broken))] {
+		t.Logf("noticed: %s", promise)
+	}
+}
