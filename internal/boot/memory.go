@@ -21,17 +21,17 @@ const (
 func GiveMemoryBack(ctx context.Context) error {
 	t := time.NewTicker(memoryLook)
 	defer t.Stop()
-	var last usage
-	var rested time.Time
+	last := look()
+	given, rested := last, time.Time{}
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case now := <-t.C:
 			is := look()
-			if now.After(rested) && is.idle(last) {
+			if is.idle(last) && (now.After(rested) || is.stormed(given)) {
 				debug.FreeOSMemory()
-				rested = now.Add(memoryRest)
+				given, rested = is, now.Add(memoryRest)
 			}
 			last = is
 		}
@@ -56,3 +56,6 @@ func look() usage {
 func (u usage) idle(before usage) bool {
 	return u.held > u.live+u.live/3+memoryLeast && u.taken-before.taken < u.live/2
 }
+
+// stormed says that so much happened since memory was last given back that it is worth doing again at once.
+func (u usage) stormed(given usage) bool { return u.taken-given.taken > u.live }

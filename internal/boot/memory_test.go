@@ -24,6 +24,17 @@ func TestIdleMemory(t *testing.T) {
 	}
 }
 
+// What was given back is filled again by the next storm, and hardly by what goes on all the time.
+func TestStormed(t *testing.T) {
+	const mib = 1 << 20
+	given := usage{live: 50 * mib, taken: 1000 * mib}
+	for taken, want := range map[uint64]bool{1000 * mib: false, 1100 * mib: false, 1101 * mib: true} {
+		if got := (usage{live: 100 * mib, taken: taken}).stormed(given); got != want {
+			t.Errorf("%d MiB taken: %v", taken/mib, got)
+		}
+	}
+}
+
 // The figures are those of this process.
 func TestLook(t *testing.T) {
 	before := look()
