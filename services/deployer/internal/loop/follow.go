@@ -3,6 +3,7 @@ package loop
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"time"
 
@@ -17,7 +18,10 @@ import (
 const (
 	followEach = time.Second
 	// overlap bears transactions that took long to commit, and clocks of replicas that differ.
-	overlap   = 30 * time.Second
+	overlap = 30 * time.Second
+	// settled is after how long what is read for the first time need not be read once more: a stream that was being opened
+	// meanwhile is known by then.
+	settled   = 2 * time.Second
 	beatEach  = 8 * time.Second
 	agentsAll = 10 * time.Minute
 )
@@ -25,7 +29,7 @@ const (
 // follow wakes those who wait for what other replicas, or the transactions of events, have changed, and keeps the standing of
 // agents in memory.
 func (l *Loops) follow(ctx context.Context) error {
-	f := &follower{Loops: l, since: l.Now()}
+	f := l.follower()
 	changed := l.Store.DB().Listen(store.TopicChanged)
 	defer l.retire(ctx)
 	for f.look(ctx); pause(ctx, followEach, changed); {
@@ -43,12 +47,17 @@ func (l *Loops) retire(ctx context.Context) {
 	}
 }
 
+func (l *Loops) follower() *follower {
+	return &follower{Loops: l, since: l.Now(), known: store.Movements{Hosts: map[string]store.HostState{}, Deployments: map[string]time.Time{}}}
+}
+
 type follower struct {
 	*Loops
-	since  time.Time
-	beat   time.Time
-	agents time.Time
-	known  store.Movements
+	since   time.Time
+	beat    time.Time
+	agents  time.Time
+	digests map[int64]store.Digest // by second
+	known   store.Movements
 }
 
 func (f *follower) look(ctx context.Context) {
@@ -57,12 +66,48 @@ func (f *follower) look(ctx context.Context) {
 		f.beat = asked.Add(beatEach)
 		f.trouble(ctx, "beating", f.Store.Beat(ctx, f.Replica))
 	}
-	since := f.since.Add(-overlap)
-	if err := errors.Join(f.lookAtAgents(ctx, asked, since), f.lookAtHosts(ctx, asked, since)); err != nil {
+	if err := f.read(ctx, asked, f.since.Add(-overlap).Truncate(time.Second)); err != nil {
 		f.trouble(ctx, "following", err)
 		return
 	}
 	f.since = now
+}
+
+// read takes over what is not as it was at the last look. After a storm all agents have changed within the overlap: who read
+// them all again each time would do nothing else.
+func (f *follower) read(ctx context.Context, asked, since time.Time) error {
+	digests, err := f.Store.Digests(ctx, since)
+	if err != nil {
+		return err
+	}
+	if from, ok := different(f.digests, digests); ok {
+		if err := errors.Join(f.lookAtAgents(ctx, from), f.lookAtHosts(ctx, asked, from)); err != nil {
+			return err
+		}
+	}
+	unsettled := f.Now().Add(-settled).Unix()
+	maps.DeleteFunc(digests, func(second int64, _ store.Digest) bool { return second >= unsettled })
+	f.digests = digests
+	f.forget(since)
+	if asked.Before(f.agents) {
+		return nil
+	}
+	if err := f.lookAtAgents(ctx, time.Time{}); err != nil {
+		return err
+	}
+	f.agents = asked.Add(agentsAll)
+	return nil
+}
+
+// different is the first second with another digest than it had, if there is any.
+func different(was, is map[int64]store.Digest) (time.Time, bool) {
+	first, found := int64(0), false
+	for second, d := range is {
+		if was[second] != d && (!found || second < first) {
+			first, found = second, true
+		}
+	}
+	return time.Unix(first, 0), found
 }
 
 func (f *follower) lookAtHosts(ctx context.Context, asked, since time.Time) error {
@@ -75,27 +120,28 @@ func (f *follower) lookAtHosts(ctx context.Context, asked, since time.Time) erro
 			f.Hub.Wake(session.HostKey(host))
 		}
 		f.Streams.Moved(host, h.Stream, asked)
+		f.known.Hosts[host] = h
 	}
 	for name, changed := range moved.Deployments {
 		if !f.known.Deployments[name].Equal(changed) {
 			f.Hub.Wake(session.DeploymentKey(name))
 			f.Hints.Deployment(name)
 		}
+		f.known.Deployments[name] = changed
 	}
-	f.known = moved
 	return nil
 }
 
-func (f *follower) lookAtAgents(ctx context.Context, asked, since time.Time) error {
-	if asked.After(f.agents) {
-		since = time.Time{}
-	}
+// forget keeps no more than what can be read again.
+func (f *follower) forget(before time.Time) {
+	maps.DeleteFunc(f.known.Hosts, func(_ string, h store.HostState) bool { return h.Changed.Before(before) })
+	maps.DeleteFunc(f.known.Deployments, func(_ string, changed time.Time) bool { return changed.Before(before) })
+}
+
+func (f *follower) lookAtAgents(ctx context.Context, since time.Time) error {
 	agents, err := f.Store.AgentsChanged(ctx, since)
 	if err != nil {
 		return err
-	}
-	if since.IsZero() {
-		f.agents = asked.Add(agentsAll)
 	}
 	f.Standing.Update(agents)
 	return nil

@@ -133,16 +133,33 @@ func (s *Store) AgentsOf(ctx context.Context, hosts []string) ([]fleet.Agent, er
 	})
 }
 
-// AgentsChanged reads those whose standing or keys changed since, the removed included. The zero time gives all.
+// AgentsChanged reads those whose standing or keys changed since, the removed included, and of them no more than that. The
+// zero time gives all.
 func (s *Store) AgentsChanged(ctx context.Context, since time.Time) ([]fleet.Agent, error) {
-	return s.agents(ctx, func(t *txn) (string, []any) {
-		from := int64(math.MinInt64)
-		if !since.IsZero() {
-			from = db.FromTime(since)
+	from := int64(math.MinInt64)
+	if !since.IsZero() {
+		from = db.FromTime(since)
+	}
+	var list []fleet.Agent
+	err := s.read(ctx, func(ctx context.Context, t *txn) error {
+		list = nil
+		rows, err := t.Query(ctx, `SELECT host, state, key_hash, pending_hash, changed FROM agent WHERE changed >= $1`, from)
+		if err != nil {
+			return fmt.Errorf("following agents: %w", err)
 		}
-		args := []any{from}
-		return `SELECT ` + agentColumns + t.connected(&args) + agentJoin + `WHERE a.changed >= $1`, args
+		defer rows.Close()
+		for rows.Next() {
+			var a fleet.Agent
+			var changed int64
+			if err := rows.Scan(&a.Host, &a.State, &a.Key.Hash, &a.Pending.Hash, &changed); err != nil {
+				return fmt.Errorf("following agents: %w", err)
+			}
+			a.Changed = db.Time(changed)
+			list = append(list, a)
+		}
+		return rows.Err()
 	})
+	return list, err
 }
 
 func (s *Store) agents(ctx context.Context, query func(*txn) (string, []any)) ([]fleet.Agent, error) {

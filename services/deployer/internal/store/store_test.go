@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -991,7 +992,16 @@ func TestAgents(t *testing.T) {
 		}
 
 		since := f.now()
+		digests := func() map[int64]Digest {
+			all, err := f.Digests(ctx, since)
+			f.must(err)
+			return all
+		}
+		before := digests()
 		f.advance(time.Second)
+		if !maps.Equal(before, digests()) {
+			t.Fatalf("digests change by themselves: %+v %+v", before, digests())
+		}
 		if a, err = f.Lock(ctx, "web-1", "stolen"); err != nil || a.State != fleet.Locked || a.LockReason != "stolen" {
 			t.Fatalf("locked: %+v %v", a, err)
 		}
@@ -1003,6 +1013,10 @@ func TestAgents(t *testing.T) {
 		if len(changed) != 1 || changed[0].State != fleet.Locked {
 			t.Fatalf("changed: %+v", changed)
 		}
+		locked := digests()
+		if locked[f.now().Unix()] != (Digest{count: 1, sum: int64(f.now().Nanosecond() / 1000)}) {
+			t.Fatalf("a lock is not in the digests: %+v", locked)
+		}
 		f.refused(f.RenewIdentity(ctx, "web-1", next, f.now()), fleet.ReasonAgentUnknown)
 		f.refused(f.Hear(ctx, Heard{Host: "web-1"}), fleet.ReasonAgentUnknown)
 		_, err = f.Unlock(ctx, "web-1", "found")
@@ -1010,6 +1024,9 @@ func TestAgents(t *testing.T) {
 		_, err = f.Unlock(ctx, "web-1", "found")
 		f.must(err)
 		f.happened("agent.unlocked", 1)
+		if unlocked := digests(); unlocked[f.now().Unix()] == locked[f.now().Unix()] {
+			t.Fatalf("a second change in the same second is not in the digests: %+v", unlocked)
+		}
 
 		f.must(f.Remove(ctx, "web-1", "scrapped"))
 		_, err = f.Agent(ctx, "web-1")

@@ -127,6 +127,7 @@ func (s *Store) Retire(ctx context.Context, replica string) error {
 type HostState struct {
 	Revision int64
 	Stream   string
+	Changed  time.Time
 }
 
 // Movements is what changed since some moment.
@@ -135,12 +136,43 @@ type Movements struct {
 	Deployments map[string]time.Time
 }
 
+// Digest stands for what changed in one second, and is another one when that is no longer the same.
+type Digest struct{ count, sum int64 }
+
+// Digests are those of each second since, counted from 1970, in which anything that Moved and AgentsChanged give last changed.
+// since should begin a second.
+func (s *Store) Digests(ctx context.Context, since time.Time) (map[int64]Digest, error) {
+	all := map[int64]Digest{}
+	err := s.read(ctx, func(ctx context.Context, t *txn) error {
+		clear(all)
+		rows, err := t.Query(ctx, `SELECT changed / 1000000, count(*), CAST(sum(changed % 1000000) AS BIGINT) FROM (
+				SELECT changed FROM host WHERE changed >= $1
+				UNION ALL SELECT changed FROM agent WHERE changed >= $1
+				UNION ALL SELECT changed FROM deployment_change WHERE changed >= $1) x
+			GROUP BY changed / 1000000`, db.FromTime(since))
+		if err != nil {
+			return fmt.Errorf("following changes: %w", err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var second int64
+			var d Digest
+			if err := rows.Scan(&second, &d.count, &d.sum); err != nil {
+				return fmt.Errorf("following changes: %w", err)
+			}
+			all[second] = d
+		}
+		return rows.Err()
+	})
+	return all, err
+}
+
 // Moved reads what changed since. It overlaps generously: who follows compares with what it knows.
 func (s *Store) Moved(ctx context.Context, since time.Time) (Movements, error) {
 	var m Movements
 	err := s.read(ctx, func(ctx context.Context, t *txn) error {
 		m = Movements{Hosts: map[string]HostState{}, Deployments: map[string]time.Time{}}
-		rows, err := t.Query(ctx, `SELECT name, revision, stream FROM host WHERE changed >= $1`, db.FromTime(since))
+		rows, err := t.Query(ctx, `SELECT name, revision, stream, changed FROM host WHERE changed >= $1`, db.FromTime(since))
 		if err != nil {
 			return fmt.Errorf("following hosts: %w", err)
 		}
@@ -148,9 +180,11 @@ func (s *Store) Moved(ctx context.Context, since time.Time) (Movements, error) {
 		for rows.Next() {
 			var name string
 			var h HostState
-			if err := rows.Scan(&name, &h.Revision, &h.Stream); err != nil {
+			var changed int64
+			if err := rows.Scan(&name, &h.Revision, &h.Stream, &changed); err != nil {
 				return fmt.Errorf("following hosts: %w", err)
 			}
+			h.Changed = db.Time(changed)
 			m.Hosts[name] = h
 		}
 		if err := rows.Err(); err != nil {
