@@ -174,7 +174,7 @@ func (a *Agent) open() (*state, error) {
 		"identity": &s.identity, "keys": &s.keys, "desired": &s.desired, "progress": &s.progress,
 		"journal": &s.journal, "spool": &s.spool, "challenges": &s.challenges,
 	} {
-		if *folder, err = disk.OpenFolder(a.folder(name), a.log); err != nil {
+		if *folder, err = lock.Folder(name, a.log); err != nil {
 			return nil, errors.Join(err, s.close())
 		}
 	}

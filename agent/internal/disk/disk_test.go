@@ -195,6 +195,121 @@ func TestLock(t *testing.T) {
 	}
 }
 
+// TestFoldersOfState keeps several folders in one state folder, by one open file.
+func TestFoldersOfState(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	log := slog.New(slog.DiscardHandler)
+	l, err := TakeLock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := l.Unlock(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := os.Mkdir(filepath.Join(dir, "b"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "b", tempPrefix+"x"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before := openFiles(t)
+	var folders []*Folder
+	for _, name := range []string{"a", "b", "c"} {
+		f, err := l.Folder(name, log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		folders = append(folders, f)
+		if err := f.Put("x", []byte(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if now := openFiles(t); now != before {
+		t.Errorf("three folders keep %d files open", now-before)
+	}
+	for _, f := range folders {
+		name := filepath.Base(f.Path())
+		if got, err := os.ReadFile(filepath.Join(dir, name, "x")); err != nil || string(got) != string(seal([]byte(name))) {
+			t.Errorf("%s: %q, %v", name, got, err)
+		}
+		if names, err := f.Names(); err != nil || len(names) != 1 {
+			t.Errorf("%s: %v, %v", name, names, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	a, b := folders[0], folders[1]
+	if err := a.Remove("x"); err != nil { // the others stay open when one is closed
+		t.Fatal(err)
+	}
+	if _, err := a.Get(t.Context(), "x"); !errors.Is(err, fs.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "b", "x"), []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Get(t.Context(), "x"); !errors.Is(err, ErrDamaged) {
+		t.Error(err)
+	}
+	if entries, err := os.ReadDir(filepath.Join(dir, "b")); err != nil || len(entries) != 1 || entries[0].Name() != damagedPrefix+"x" {
+		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+// TestFolderElsewhere takes no folder of the state that leads out of it, or that others may read.
+func TestFolderElsewhere(t *testing.T) {
+	dir, elsewhere := t.TempDir(), t.TempDir()
+	l, err := TakeLock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Unlock() }()
+	if err := os.Symlink(elsewhere, filepath.Join(dir, "keys")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Folder("keys", slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("keys would be kept outside of the state")
+	}
+	if err := os.Mkdir(filepath.Join(dir, "open"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(filepath.Join(dir, "open"), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Folder("open", slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "chmod 700") {
+		t.Error(err)
+	}
+	// One that is put there later is not followed either.
+	f, err := l.Folder("spool", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(f.Path()); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, f.Path()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Put("x", nil); err == nil {
+		t.Error("it was kept outside of the state")
+	}
+	if entries, err := os.ReadDir(elsewhere); err != nil || len(entries) != 0 {
+		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
 func FuzzUnseal(f *testing.F) {
 	f.Add(seal(nil))
 	f.Add(seal([]byte("payload")))

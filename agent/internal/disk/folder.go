@@ -32,6 +32,8 @@ var ErrDamaged = fmt.Errorf("damaged record: %w", fs.ErrNotExist)
 type Folder struct {
 	path string
 	root *os.Root // nil when viewing a folder that is not there
+	dir  string   // below root
+	own  bool     // root is for this folder alone
 	view bool
 	log  *slog.Logger
 	mu   sync.Mutex
@@ -44,31 +46,41 @@ func OpenFolder(path string, log *slog.Logger) (*Folder, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}
-	fi, err := os.Stat(path)
-	if err != nil {
-		return nil, fmt.Errorf("opening state: %w", err)
-	}
-	if err := private(path, fi); err != nil {
-		return nil, fmt.Errorf("opening state: %w", err)
-	}
 	root, err := os.OpenRoot(path)
 	if err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}
-	f := &Folder{path: path, root: root, log: log}
-	names, err := f.names()
-	if err != nil {
+	f := &Folder{path: path, root: root, dir: ".", own: true, log: log}
+	if err := f.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening state: %w", err), root.Close())
-	}
-	for _, n := range names {
-		if strings.HasPrefix(n, tempPrefix) {
-			if err := root.Remove(n); err != nil {
-				return nil, errors.Join(fmt.Errorf("opening state: %w", err), root.Close())
-			}
-		}
 	}
 	return f, nil
 }
+
+func (f *Folder) open() error {
+	fi, err := f.root.Stat(f.dir)
+	if err != nil {
+		return err
+	}
+	if err := private(f.path, fi); err != nil {
+		return err
+	}
+	names, err := f.names()
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if strings.HasPrefix(n, tempPrefix) {
+			if err := f.root.Remove(f.at(n)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// at is where name lies below root.
+func (f *Folder) at(name string) string { return filepath.Join(f.dir, name) }
 
 // ViewFolder opens the folder at path for looking only: another process may be
 // at work in it. One that is not there is empty.
@@ -77,14 +89,14 @@ func ViewFolder(path string, log *slog.Logger) (*Folder, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("looking at state: %w", err)
 	}
-	return &Folder{path: path, root: root, view: true, log: log}, nil
+	return &Folder{path: path, root: root, dir: ".", own: true, view: true, log: log}, nil
 }
 
 var errView = errors.New("the folder was opened for looking only")
 
 // Close lets the folder go.
 func (f *Folder) Close() error {
-	if f.root == nil {
+	if f.root == nil || !f.own {
 		return nil
 	}
 	return f.root.Close()
@@ -100,7 +112,7 @@ func (f *Folder) Put(name string, payload []byte) error {
 	if f.view {
 		return errView
 	}
-	if err := Replace(f.root, name, seal(payload), 0o600); err != nil {
+	if err := Replace(f.root, f.at(name), seal(payload), 0o600); err != nil {
 		return fmt.Errorf("keeping %s in %s: %w", name, f.path, err)
 	}
 	return nil
@@ -114,7 +126,7 @@ func (f *Folder) Get(ctx context.Context, name string) ([]byte, error) {
 	if f.root == nil {
 		return nil, fmt.Errorf("reading %s in %s: %w", name, f.path, fs.ErrNotExist)
 	}
-	data, err := Read(f.root, name, maxRecord)
+	data, err := Read(f.root, f.at(name), maxRecord)
 	if err != nil {
 		return nil, fmt.Errorf("reading state in %s: %w", f.path, err)
 	}
@@ -142,7 +154,7 @@ func (f *Folder) setAside(ctx context.Context, name string, why error) {
 	if n, err := f.names(); err != nil || f.countDamaged(n) >= maxDamaged {
 		aside = damagedPrefix + "last"
 	}
-	if err := f.root.Rename(name, aside); err != nil {
+	if err := f.root.Rename(f.at(name), f.at(aside)); err != nil {
 		why = errors.Join(why, err)
 	}
 	f.log.ErrorContext(ctx, "state file is damaged: set aside, its content is fetched or made again", "folder", f.path, "file", name, "kept_as", aside, "error", why)
@@ -164,10 +176,10 @@ func (f *Folder) Remove(name string) error {
 	if f.view {
 		return errView
 	}
-	if err := f.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := f.root.Remove(f.at(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing state in %s: %w", f.path, err)
 	}
-	return SyncDir(f.root, ".")
+	return SyncDir(f.root, f.dir)
 }
 
 // Names lists the records, sorted.
@@ -187,7 +199,7 @@ func (f *Folder) names() ([]string, error) {
 	if f.root == nil {
 		return nil, nil
 	}
-	dir, err := f.root.Open(".")
+	dir, err := f.root.Open(f.dir)
 	if err != nil {
 		return nil, err
 	}
@@ -207,10 +219,14 @@ func (f *Folder) names() ([]string, error) {
 }
 
 // Lock is held while one process owns a state folder.
-type Lock struct{ f *os.File }
+type Lock struct {
+	f    *os.File
+	path string
+	root *os.Root
+}
 
-// Unlock lets the folder go.
-func (l *Lock) Unlock() error { return l.f.Close() }
+// Unlock lets the folder go, and what was opened in it.
+func (l *Lock) Unlock() error { return errors.Join(l.root.Close(), l.f.Close()) }
 
 // TakeLock makes the folder at path this process's own until Unlock or the end
 // of the process, however it ends.
@@ -218,14 +234,31 @@ func TakeLock(path string) (*Lock, error) {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return nil, fmt.Errorf("locking state: %w", err)
 	}
-	f, err := os.OpenFile(filepath.Join(path, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	root, err := os.OpenRoot(path)
 	if err != nil {
 		return nil, fmt.Errorf("locking state: %w", err)
 	}
-	if err := lock(f); err != nil {
-		return nil, errors.Join(fmt.Errorf("state folder %s is in use by another agent", path), f.Close())
+	f, err := root.OpenFile("lock", os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("locking state: %w", err), root.Close())
 	}
-	return &Lock{f}, nil
+	if err := lock(f); err != nil {
+		return nil, errors.Join(fmt.Errorf("state folder %s is in use by another agent", path), f.Close(), root.Close())
+	}
+	return &Lock{f: f, path: path, root: root}, nil
+}
+
+// Folder is OpenFolder for one inside the state folder. All of them together
+// keep one file open, that of the state folder.
+func (l *Lock) Folder(name string, log *slog.Logger) (*Folder, error) {
+	if err := l.root.MkdirAll(name, 0o700); err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	f := &Folder{path: filepath.Join(l.path, name), root: l.root, dir: name, log: log}
+	if err := f.open(); err != nil {
+		return nil, fmt.Errorf("opening state: %w", err)
+	}
+	return f, nil
 }
 
 // Key makes any text into a file name.
