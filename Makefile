@@ -109,7 +109,7 @@ bench: build ## Measure beside floors, about 3 minutes on an idle machine (BENCH
 	@bin/sallyport-bench $(BENCH)
 
 .PHONY: fleet
-fleet: ## Run a fleet of real agents in one process through storms, AGENTS of them (default 1000; 10 open files each)
+fleet: ## Run a fleet of real agents in one process through storms, AGENTS of them (default 1000; 3.5 open files each)
 	@cd tests && go test -count=1 -timeout 40m -v ./fleet -agents $(or $(AGENTS),1000)
 
 .PHONY: torture

@@ -17,8 +17,9 @@ import (
 	"github.com/sallyport-pki/sallyport/tests/lab"
 )
 
-// filesEach is how many files an agent has open: its lock, seven folders, a connection, and one more now and then.
-const filesEach = 10
+// filesEach is how many files an agent has open: its lock, its state folder, a connection, that of every tenth two at a proxy, and
+// one more now and then.
+const filesEach = 3.5
 
 // clock is the time of agents and control plane.
 type clock struct{ ahead atomic.Int64 }

@@ -39,13 +39,13 @@ func MemoryOf(pid int) (Memory, error) {
 const spareFiles = 512
 
 // Files wants so many agents to be possible in one process, each with so many open files.
-func Files(agents, each int) error {
+func Files(agents int, each float64) error {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
 		return err
 	}
-	if most := (int(limit.Max) - spareFiles) / each; agents > most {
-		return fmt.Errorf("%d agents need %d open files each and %d files are allowed, which is enough for %d: raise ulimit -n or ask for fewer agents",
+	if most := int(float64(limit.Max-spareFiles) / each); agents > most {
+		return fmt.Errorf("%d agents need %g open files each and %d files are allowed, which is enough for %d: raise ulimit -n or ask for fewer agents",
 			agents, each, limit.Max, most)
 	}
 	return nil
