@@ -313,22 +313,26 @@ func (w *world) allSaid(hosts []*host, text string, since time.Time) []time.Time
 	w.t.Helper()
 	var all []time.Time
 	w.await(fmt.Sprintf("%d agents to say %q", len(hosts), text), func() error {
-		all = all[:0]
 		var missing *host
-		for _, h := range hosts {
-			if at, ok := h.since(text, since); ok {
-				all = append(all, at)
-			} else {
-				missing = h
-			}
-		}
-		if missing != nil {
+		if all, missing = w.said(hosts, text, since); missing != nil {
 			return fmt.Errorf("%d are missing, such as %s", len(hosts)-len(all), missing.name)
 		}
 		return nil
 	})
-	slices.SortFunc(all, time.Time.Compare)
 	return all
+}
+
+// said gives when each of the hosts said so first, in order, and one that did not.
+func (w *world) said(hosts []*host, text string, since time.Time) (all []time.Time, missing *host) {
+	for _, h := range hosts {
+		if at, ok := h.since(text, since); ok {
+			all = append(all, at)
+		} else {
+			missing = h
+		}
+	}
+	slices.SortFunc(all, time.Time.Compare)
+	return all, missing
 }
 
 // paced wants nobody to have been admitted before the pace allowed it, begun with a full burst at that moment, and the last
