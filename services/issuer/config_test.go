@@ -77,3 +77,22 @@ func TestConfigRefuses(t *testing.T) {
 		}
 	}
 }
+
+func TestCRLPlaces(t *testing.T) {
+	for _, good := range []CRL{{}, {Listen: ":8480"}, {URL: "http://crl.example.com"}, {Listen: "0.0.0.0:80", URL: "http://10.0.0.1:8480/corp"}} {
+		if err := good.validate(); err != nil {
+			t.Errorf("%+v: %v", good, err)
+		}
+	}
+	for _, listen := range []string{"8480", "host", "a:b:c"} {
+		if f := fault.Of(CRL{Listen: listen}.validate()); f == nil || f.Field != "crl.listen" {
+			t.Errorf("listen %q: %v", listen, f)
+		}
+	}
+	for _, url := range []string{"https://crl.example.com", "crl.example.com", "http://", "http://crl.example.com/", "http://u:p@crl.example.com", "http://crl.example.com?a", "http://crl.example.com#a",
+		"ldap://crl.example.com", "http://crl.example.com/a b", "http://crl.example.com/\x00", "http://" + strings.Repeat("a", 200)} {
+		if f := fault.Of(CRL{URL: url}.validate()); f == nil || f.Field != "crl.url" {
+			t.Errorf("url %q: %v", url, f)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,8 +63,9 @@ func TestBackupAndRestore(t *testing.T) {
 	for _, h := range hosts {
 		h.deploy(t, "corp")
 	}
+	var first *x509.Certificate
 	for _, h := range hosts {
-		h.healthy(t, 1)
+		first = h.healthy(t, 1)
 		h.renew(t) // under way while the backup is made
 	}
 	unused := ok(w.plane.Token(t.Context(), "late"))(t)
@@ -92,6 +94,8 @@ func TestBackupAndRestore(t *testing.T) {
 			return errors.New("not yet")
 		})
 	}
+	w.do(t, "certificate", "revoke", lab.Fingerprint(first), "--reason", "superseded", "--yes")
+	number := w.listed(t, first)
 	w.plane.Kill()
 
 	// All is lost but the backup.
@@ -110,6 +114,11 @@ func TestBackupAndRestore(t *testing.T) {
 		h.settled(t)
 		h.trusted(t, w.root(t, "corp"))
 		h.noPendingKeys(t)
+	}
+	// It does not know what was revoked meanwhile, but its CRLs follow those of before.
+	w.do(t, "certificate", "revoke", lab.Fingerprint(first), "--reason", "superseded", "--yes")
+	if again := w.listed(t, first); again <= number {
+		t.Errorf("CRL %d after %d", again, number)
 	}
 	restored := w.awaitRecord(t, "deployer.store.restored", "", "")
 	if restored.Actor == "anonymous" || restored.Facts["tokens_revoked"] != "1" {

@@ -137,6 +137,23 @@ func entry(l *x509.RevocationList, c *x509.Certificate) *x509.RevocationListEntr
 	return nil
 }
 
+// listed waits until the CRL of corp has a certificate, and gives its number.
+func (w *world) listed(t *testing.T, c *x509.Certificate) (number int64) {
+	t.Helper()
+	w.await(t, "it to be on the CRL", func() error {
+		r, err := w.issuer.GetRevocationList(t.Context(), &issuerv1.GetRevocationListRequest{Authority: "corp"})
+		if err != nil {
+			return err
+		}
+		number = r.GetLists()[0].GetNumber()
+		if entry(ok(x509.ParseRevocationList(r.GetLists()[0].GetDer()))(t), c) == nil {
+			return errors.New("not yet")
+		}
+		return nil
+	})
+	return number
+}
+
 // await waits until the published list has the certificate.
 func (a authority) await(t *testing.T, w *world, c *x509.Certificate) {
 	t.Helper()

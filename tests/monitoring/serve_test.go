@@ -103,6 +103,7 @@ func TestServe(t *testing.T) {
 		{"that CA's trouble", is(1), "sallyport_issuer_authority_trouble", []string{"authority=away"}},
 		{"no trouble of the other", is(0), "sallyport_issuer_authority_trouble", []string{"authority=corp"}},
 		{"the other's end, 10 years ahead", atLeast(float64(time.Now().AddDate(4, 0, 0).Unix())), "sallyport_issuer_authority_expiry_timestamp_seconds", []string{"authority=corp"}},
+		{"its CRLs, a week ahead", atLeast(float64(time.Now().AddDate(0, 0, 6).Unix())), "sallyport_issuer_crl_next_update_timestamp_seconds", []string{"authority=corp"}},
 		{"an SVID of a day", atLeast(86400), "sallyport_svid_lifetime_seconds", []string{"service=audit"}},
 		{"an empty outbox", is(0), "sallyport_outbox_oldest_waiting_age_seconds", []string{"service=deployer"}},
 		{"all facts consumed", is(0), "sallyport_consumer_oldest_unhandled_age_seconds", []string{"consumer=audit"}},

@@ -671,6 +671,9 @@ func TestRenewals(t *testing.T) {
 		for _, told := range []time.Time{at.Add(time.Second), at, at.Add(time.Second)} {
 			f.event(func(ctx context.Context, tx db.Tx) error { return f.SetRevoked(ctx, tx, fingerprintOf(2), told) })
 		}
+		if due, err = f.DueRenewals(ctx, 10); err != nil || len(due) != 1 || due[0].Renewal.Reason != "revoked" {
+			t.Fatalf("just revoked: %+v %v", due, err)
+		}
 		f.event(func(ctx context.Context, tx db.Tx) error { // the CA's advice does not undo it
 			return f.SetWindow(ctx, tx, fingerprintOf(2), renewal.Window{Start: at.Add(24 * time.Hour), End: at.Add(48 * time.Hour)})
 		})

@@ -476,8 +476,12 @@ func TestRules(t *testing.T) {
 		}
 		good := ok(w.store.CRLs(w.t.Context(), w.corp.UID))(w.t)
 		ca := ok(w.cat.CRLSigner(w.t.Context(), w.corp.UID, false))(w.t)
+		root := ok(w.cat.CRLSigner(w.t.Context(), w.corp.UID, true))(w.t)
+		revoked, _, err := w.store.Revoked(w.t.Context(), w.corp.UID)
+		must(w.t, err)
+		same := internalca.List{Number: good[0].Number, ThisUpdate: good[0].ThisUpdate, NextUpdate: good[0].NextUpdate, Revoked: revoked}
 		for what, der := range map[string][]byte{
-			"of the root":       good[1].DER,
+			"of the root":       ok(root.SignList(same))(w.t),
 			"unreadable":        {0x30, 0},
 			"without it":        ok(ca.SignList(internalca.List{Number: good[0].Number, ThisUpdate: good[0].ThisUpdate, NextUpdate: good[0].NextUpdate}))(w.t),
 			"of another number": ok(ca.SignList(internalca.List{Number: 7, ThisUpdate: good[0].ThisUpdate, NextUpdate: good[0].NextUpdate}))(w.t),
@@ -560,4 +564,24 @@ func TestPublished(t *testing.T) {
 			w.t.Errorf("what is not known while the database is away: %d", resp.StatusCode)
 		}
 	})
+}
+
+func TestListen(t *testing.T) {
+	w := &Publisher{PublisherConfig: PublisherConfig{Log: servicetest.Log(t)}}
+	must(t, w.Run(t.Context())) // with nothing to listen on there is nothing to do
+	must(t, w.Listen(t.Context(), "127.0.0.1:0"))
+	defer w.Close()
+	other := &Publisher{PublisherConfig: w.PublisherConfig}
+	if err := other.Listen(t.Context(), w.lis.Addr().String()); err == nil || !strings.Contains(err.Error(), "another program listens on") {
+		t.Errorf("an address that is taken: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- w.Run(ctx) }()
+	resp := ok(http.Post("http://"+w.lis.Addr().String()+"/x.crl", "", nil))(t)
+	if resp.Body.Close(); resp.StatusCode != http.StatusMethodNotAllowed {
+		t.Errorf("POST: %s", resp.Status)
+	}
+	cancel()
+	must(t, <-done)
 }

@@ -51,6 +51,9 @@ func TestNext(t *testing.T) {
 	if this.After(noon) || this.Before(noon.Add(-2*time.Minute)) || next.Sub(this) != 7*day {
 		t.Errorf("from %s to %s", this, next)
 	}
+	if later, _, _ := (Standing{Number: 3}).Next(noon.Add(time.Second)); later-first < 1000 {
+		t.Errorf("after a second %d, then %d: what was made since a backup may have been greater", first, later)
+	}
 	for _, c := range []struct {
 		what string
 		old  int64
