@@ -28,6 +28,8 @@ const (
 	linger      = 2 * time.Millisecond   // waited after a commit for others to share its message
 	many        = 8                      // events at once: so many will come again
 	lingerMore  = 20 * time.Millisecond  // waited then: each message costs the broker and each consumer a commit
+	mass        = 32                     // events at once even then
+	lingerMost  = 80 * time.Millisecond  // waited then
 	lookEvery   = 5 * time.Second        // for what another process committed
 	ackTimeout  = 10 * time.Second       // for one message
 	leaseTTL    = 10 * time.Second       // until another replica takes over
@@ -115,6 +117,8 @@ func pauseAfter(n int) time.Duration {
 	switch {
 	case n >= maxBatch: // more may be waiting
 		return 0
+	case n >= mass:
+		return lingerMost
 	case n >= many:
 		return lingerMore
 	}
@@ -191,8 +195,8 @@ func (r *Relay) waiting(ctx context.Context, kind string) ([]batch, error) {
 			}
 			b.kind = kind
 			b.ids = append(b.ids, id)
-			b.types[string(typeOf(payload))]++
-			b.data = protowire.AppendTag(b.data, 1, protowire.BytesType) // EventBatch.events
+			b.types[textOf(payload, typeField)]++
+			b.data = protowire.AppendTag(b.data, batchEvents, protowire.BytesType)
 			b.data = protowire.AppendBytes(b.data, payload)
 		}
 		if len(b.ids) > 0 {
