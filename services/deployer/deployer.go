@@ -175,7 +175,7 @@ func (s *Service) buildEvents(js jetstream.JetStream) error {
 	}
 	s.consumer, err = event.NewConsumer(event.ConsumerConfig{
 		DB: s.store.DB(), JS: js, Durable: Name, Filter: heard,
-		Handle: event.Each(s.loops.Handle), Log: s.deps.Log,
+		Wanted: loop.Wanted, Handle: event.Each(s.loops.Handle), Log: s.deps.Log,
 	})
 	return err
 }

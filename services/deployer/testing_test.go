@@ -339,7 +339,7 @@ func (i *issuer) release() {
 			continue
 		}
 		i.issue(r, req)
-		i.publish(&eventv1.Event{Type: "issuer.request.issued", Payload: &eventv1.Event_RequestIssued{RequestIssued: &eventv1.RequestIssued{RequestId: r.GetId(), Chain: r.GetChain()}}})
+		i.publish(&eventv1.Event{Type: "issuer.request.issued", Subject: "requests/" + r.GetId(), Payload: &eventv1.Event_RequestIssued{RequestIssued: &eventv1.RequestIssued{RequestId: r.GetId(), Chain: r.GetChain()}}})
 	}
 }
 

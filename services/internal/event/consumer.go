@@ -21,6 +21,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"golang.org/x/sync/errgroup"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -48,6 +49,9 @@ type ConsumerConfig struct {
 	// Filter lists the subjects: FactsOf, ObservationsOf. Two consumers of one service share its inbox, so their filters
 	// must not overlap: an event goes to one of them.
 	Filter []string
+	// Wanted, if set, says by type and subject whether an event is for this consumer at all. One that is not is neither handled
+	// nor remembered.
+	Wanted func(kind, subject string) bool
 	// Handle does what the new events of one message ask for, in the transaction that notes them as received: both or neither.
 	// After an error each of them is handled alone: one of kind fault.Permanent skips the event, for ever; any other brings it
 	// again, later.
@@ -211,7 +215,7 @@ var errUndecodable = errors.New("not an EventBatch")
 // batch handles all events of a message in one transaction. If one of them fails, each gets its own, so that it holds up
 // none of the others.
 func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
-	events, unnamed, err := decode(m.Data())
+	events, unnamed, err := decode(m.Data(), c.c.Wanted)
 	if err != nil {
 		if err := c.skip(ctx, fmt.Sprintf("%s/%d", meta.Stream, meta.Sequence.Stream), err); err != nil {
 			return err
@@ -223,6 +227,9 @@ func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 		if err := c.skip(ctx, id, errors.New("the event's id is not a UUID")); err != nil {
 			return err
 		}
+	}
+	if len(events) == 0 {
+		return nil
 	}
 	err = c.handle(ctx, events)
 	if err == nil || ctx.Err() != nil {
@@ -241,18 +248,36 @@ func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 	return errors.Join(failures...)
 }
 
-// decode reads a message. unnamed are the places of events that have no usable id.
-func decode(data []byte) (events []*eventv1.Event, unnamed []int, err error) {
-	var b eventv1.EventBatch
-	if err := proto.Unmarshal(data, &b); err != nil {
-		return nil, nil, err
-	}
-	for i, e := range b.GetEvents() {
-		if uuid.Validate(e.GetId()) == nil && len(e.GetId()) == 36 {
-			events = append(events, e)
-		} else {
-			unnamed = append(unnamed, i)
+// decode reads the events of a message that are wanted; all are where nothing says which. unnamed are the places of events that
+// have no usable id.
+func decode(data []byte, wanted func(kind, subject string) bool) (events []*eventv1.Event, unnamed []int, err error) {
+	for i := 0; len(data) > 0; {
+		num, kind, n := protowire.ConsumeTag(data)
+		if n < 0 {
+			return nil, nil, protowire.ParseError(n)
 		}
+		data = data[n:]
+		if n = protowire.ConsumeFieldValue(num, kind, data); n < 0 {
+			return nil, nil, protowire.ParseError(n)
+		}
+		value := data[:n]
+		data = data[n:]
+		if num != batchEvents || kind != protowire.BytesType {
+			continue
+		}
+		value, _ = protowire.ConsumeBytes(value)
+		if wanted == nil || wanted(textOf(value, typeField), textOf(value, subjectField)) {
+			e := new(eventv1.Event)
+			if err := proto.Unmarshal(value, e); err != nil {
+				return nil, nil, err
+			}
+			if uuid.Validate(e.GetId()) == nil && len(e.GetId()) == 36 {
+				events = append(events, e)
+			} else {
+				unnamed = append(unnamed, i)
+			}
+		}
+		i++
 	}
 	return events, unnamed, nil
 }

@@ -15,14 +15,14 @@ func FuzzDecode(f *testing.F) {
 	}
 	// What the relay writes by hand is what the generated code reads.
 	batch := protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), one)
-	if events, unnamed, err := decode(append(batch, batch...)); err != nil || len(events) != 2 || len(unnamed) != 0 {
+	if events, unnamed, err := decode(append(batch, batch...), nil); err != nil || len(events) != 2 || len(unnamed) != 0 {
 		f.Fatalf("decoded %v %v %v", events, unnamed, err)
 	}
 	for _, seed := range [][]byte{nil, one, batch, append(batch, batch...), batch[:20], {0x0a, 0x00}, {0x0a, 0xff, 0xff, 0xff, 0x7f}} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		events, unnamed, err := decode(data)
+		events, unnamed, err := decode(data, nil)
 		if err != nil && len(events)+len(unnamed) > 0 {
 			t.Error("events together with an error")
 		}

@@ -271,6 +271,31 @@ func TestEmitRefuses(t *testing.T) {
 	})
 }
 
+func TestWanted(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		consumer, err := event.NewConsumer(event.ConsumerConfig{
+			DB: w.to, JS: w.js, Durable: "deployer", Filter: []string{event.FactsOf("issuer")}, Handle: event.Each(note), Log: servicetest.Log(t),
+			Wanted: func(kind, subject string) bool {
+				return kind == "issuer.request.issued" && !strings.HasPrefix(subject, "foreign")
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.emit(names("foreign", 3)...)
+		w.emit(append(names("mixed", 2), names("foreign", 2)...)...)
+		w.emit("last")
+		w.relay()
+		w.spawn(consumer.Run)
+		w.arrives("mixed-0", "mixed-1", "last")
+		if n := inbox(w); n != 3 {
+			t.Errorf("%d events are remembered", n)
+		}
+	})
+}
+
 func TestManyEventsShareFewMessages(t *testing.T) {
 	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {

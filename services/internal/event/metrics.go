@@ -59,27 +59,31 @@ func newPublished() *prometheus.CounterVec {
 	}, []string{"type"})
 }
 
-// typeField is the number of Event.type.
-const typeField = 3
+// Numbers of fields: EventBatch.events, Event.type and Event.subject.
+const (
+	batchEvents  = 1
+	typeField    = 3
+	subjectField = 4
+)
 
-// typeOf finds Event.type in an encoded event without decoding the rest.
-func typeOf(payload []byte) []byte {
+// textOf finds a text in an encoded event without decoding the rest; empty if there is none.
+func textOf(payload []byte, field protowire.Number) string {
 	for len(payload) > 0 {
 		num, kind, n := protowire.ConsumeTag(payload)
 		if n < 0 {
-			return nil
+			return ""
 		}
 		payload = payload[n:]
-		if num == typeField && kind == protowire.BytesType {
+		if num == field && kind == protowire.BytesType {
 			v, _ := protowire.ConsumeBytes(payload)
-			return v
+			return string(v)
 		}
 		if n = protowire.ConsumeFieldValue(num, kind, payload); n < 0 {
-			return nil
+			return ""
 		}
 		payload = payload[n:]
 	}
-	return nil
+	return ""
 }
 
 // maxCounted bounds how many rows are counted for a metric: beyond it the number says "at least".

@@ -10,6 +10,7 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/renewal"
+	"github.com/sallyport-pki/sallyport/services/deployer/internal/rollout"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/session"
 	"github.com/sallyport-pki/sallyport/services/deployer/internal/store"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -145,6 +146,16 @@ func (f *follower) lookAtAgents(ctx context.Context, since time.Time) error {
 	}
 	f.Standing.Update(agents)
 	return nil
+}
+
+// Wanted says whether an event may ask for something here. Most that happens to requests of others does not.
+func Wanted(kind, subject string) bool {
+	id, ofRequest := strings.CutPrefix(subject, "requests/")
+	if !ofRequest || !strings.HasPrefix(kind, "issuer.request.") {
+		return true
+	}
+	_, _, _, ours := rollout.ParseRequestID(id)
+	return ours
 }
 
 // Handle does what an event asks for, in its transaction.

@@ -249,6 +249,28 @@ func TestBackOff(t *testing.T) {
 	}
 }
 
+func TestWanted(t *testing.T) {
+	ours := rollout.RequestID("01890a5d-ac96-774b-bcce-b302099a8057", 3, 1)
+	for _, c := range []struct {
+		kind, subject string
+		want          bool
+	}{
+		{"issuer.request.issued", "requests/" + ours, true},
+		{"issuer.request.refused", "requests/" + ours, true},
+		{"issuer.request.issued", "requests/by-hand", false},
+		{"issuer.request.cancelled", "requests/", false},
+		{"issuer.request.accepted", "", true},
+		{"issuer.challenge.presented", "requests/by-hand", true},
+		{"issuer.certificate.renewal_window_changed", "certificates/ab", true},
+		{"issuer.profile.applied", "profiles/web", true},
+		{"inventory.identity.applied", "identities/shop", true},
+	} {
+		if got := Wanted(c.kind, c.subject); got != c.want {
+			t.Errorf("%s on %q: %v", c.kind, c.subject, got)
+		}
+	}
+}
+
 // TestForeignEvents hands the consumer what is none of the deployer's business, or makes no sense.
 func TestForeignEvents(t *testing.T) {
 	f := setUp(t, 1)
