@@ -29,6 +29,7 @@ import (
 	"github.com/sallyport-pki/sallyport/auditlog"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/internal/heap"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/services/audit"
 )
@@ -47,6 +48,7 @@ const (
 // audit compares records a second: the audit service, from JetStream messages to a published checkpoint and a searchable index,
 // and Tessera alone, with the same records, settings and disk. Then it verifies the log.
 func (b *bench) audit(ctx context.Context) error {
+	heap.Relax() // as the daemon and serve do
 	var ours, logged, bares, verified, ratios []float64
 	var oursCPU, bareCPU time.Duration // of all rounds
 	for round := range b.rounds {

@@ -2,16 +2,13 @@ package record
 
 import (
 	"crypto/sha256"
-	"crypto/x509"
 	"encoding/hex"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
-	"github.com/sallyport-pki/sallyport/internal/pki"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -22,11 +19,10 @@ func (f *members) time(name string, t *timestamppb.Timestamp) {
 }
 
 // setDetail adds what an event's payload says, in clear; "payload" names its kind.
-func (f *members) setDetail(e *eventv1.Event) {
+func (f *members) setDetail(e *eventv1.Event, c *certificates) {
 	switch p := e.GetPayload().(type) {
 	case *eventv1.Event_RequestIssued:
-		f.set("payload", "request_issued")
-		requestIssued(f, p.RequestIssued)
+		f.setIssued(issuedOf(p.RequestIssued), c)
 	case *eventv1.Event_RequestEnded:
 		f.set("payload", "request_ended")
 		f.set("request_id", p.RequestEnded.GetRequestId())
@@ -76,7 +72,7 @@ func (f *members) setDetail(e *eventv1.Event) {
 		f.time("revoked", p.CertificateRevoked.GetRevoked())
 	case *eventv1.Event_AuthorityChanged:
 		f.set("payload", "authority_changed")
-		authorityChanged(f, p.AuthorityChanged)
+		authorityChanged(f, p.AuthorityChanged, c)
 	}
 	// A field or payload of a newer service: not shown, but not hidden either.
 	if unknown := e.ProtoReflect().GetUnknown(); len(unknown) > 0 {
@@ -86,48 +82,38 @@ func (f *members) setDetail(e *eventv1.Event) {
 	}
 }
 
-func requestIssued(f *members, p *eventv1.RequestIssued) {
-	f.set("request_id", p.GetRequestId())
-	f.set("identity", p.GetIdentity())
-	f.set("profile", p.GetProfile())
-	f.set("authority", p.GetAuthority())
-	f.set("replaces", p.GetReplaces())
-	if chain := p.GetChain(); len(chain) > 0 {
-		leaf(f, chain[0])
-		f.set("chain", fingerprints(chain[1:]))
+// issued are the fields of a RequestIssued that are shown.
+type issued struct {
+	request, identity, profile, authority, replaces string
+	chain                                           []string
+}
+
+func (f *members) setIssued(p issued, c *certificates) {
+	f.set("payload", "request_issued")
+	f.set("request_id", p.request)
+	f.set("identity", p.identity)
+	f.set("profile", p.profile)
+	f.set("authority", p.authority)
+	f.set("replaces", p.replaces)
+	if len(p.chain) > 0 {
+		c.of(p.chain[0]).set(f)
+		f.set("chain", c.prints(p.chain[1:]))
 	}
 }
 
-// leaf shows a certificate. One that cannot be parsed is known by its fingerprint at least.
-func leaf(f *members, der []byte) {
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		f.set("fingerprint", string(pki.FingerprintOf(der)))
-		return
+func issuedOf(p *eventv1.RequestIssued) issued {
+	return issued{
+		request: p.GetRequestId(), identity: p.GetIdentity(), profile: p.GetProfile(), authority: p.GetAuthority(), replaces: p.GetReplaces(),
+		chain: strs(p.GetChain()),
 	}
-	c := pki.Facts(cert)
-	f.set("fingerprint", string(c.Fingerprint))
-	f.set("serial", c.Serial)
-	f.set("certificate_subject", c.Subject)
-	f.set("issuer", c.Issuer)
-	names := c.Names.DNS
-	for _, ip := range c.Names.IP {
-		names = append(names, ip.String())
-	}
-	f.set("names", strings.Join(names, ","))
-	f.set("not_before", c.NotBefore.Format(time.RFC3339))
-	f.set("not_after", c.NotAfter.Format(time.RFC3339))
-	f.set("key", string(c.KeyType))
-	f.set("spki", c.SPKIHash)
-	f.set("usages", strings.Join(c.EKU, ","))
 }
 
-func fingerprints(chain [][]byte) string {
+func strs(chain [][]byte) []string {
 	all := make([]string, len(chain))
 	for i, der := range chain {
-		all[i] = string(pki.FingerprintOf(der))
+		all[i] = string(der)
 	}
-	return strings.Join(all, ",")
+	return all
 }
 
 func assignmentChanged(f *members, p *eventv1.AssignmentChanged) {
@@ -144,10 +130,10 @@ func assignmentChanged(f *members, p *eventv1.AssignmentChanged) {
 	f.time("renew_by", p.GetRenewBy())
 }
 
-func authorityChanged(f *members, p *eventv1.AuthorityChanged) {
+func authorityChanged(f *members, p *eventv1.AuthorityChanged, c *certificates) {
 	f.set("authority", p.GetAuthority())
 	f.set("kind", p.GetKind())
-	f.set("chain", fingerprints(p.GetChain()))
+	f.set("chain", c.prints(strs(p.GetChain())))
 	issuing(f, p.GetIssuing())
 }
 

@@ -7,7 +7,6 @@
 package record
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -56,10 +55,18 @@ func Parse(data []byte) (Encoded, error) {
 	return Encoded{id, head, data}, nil
 }
 
+// Records are made in memory of this size, until less than chunkLow of it is left.
+const (
+	chunk    = 256 << 10
+	chunkLow = 4 << 10
+)
+
 // Maker makes records; it keeps the memory it needed for the last one, so its methods must not be called concurrently.
 type Maker struct {
 	facts, detail members
-	data          []byte
+	certificates  certificates
+	chain         []string // of a certificate
+	spare         []byte   // memory for the next records
 }
 
 // Of is the record of an event that the service named publisher has published. The error says why e is no event at all: it
@@ -67,7 +74,7 @@ type Maker struct {
 func (m *Maker) Of(publisher string, e *eventv1.Event) (Encoded, error) {
 	m.facts, m.detail = m.facts[:0], m.detail[:0]
 	m.facts.setAll(e.GetFacts())
-	m.detail.setDetail(e)
+	m.detail.setDetail(e, &m.certificates)
 	return m.make(publisher, fields{
 		id: e.GetId(), at: e.GetTime(), kind: e.GetType(), subject: e.GetSubject(), actor: e.GetActor(), reason: e.GetReason(),
 		result: e.GetResult(), trace: e.GetTraceId(), request: e.GetRequestId(),
@@ -160,19 +167,24 @@ func Result(r eventv1.Result) string {
 
 // fit encodes a record. If it is too large, first the facts go, then the detail. What went is counted and hashed.
 func (m *Maker) fit(id uuid.UUID, head auditlog.Record) (Encoded, error) {
-	data, err := head.Append(m.data[:0], m.facts, m.detail)
+	if cap(m.spare) < chunkLow {
+		m.spare = make([]byte, 0, chunk)
+	}
+	data, err := head.Append(m.spare, m.facts, m.detail)
 	for _, all := range []*members{&m.facts, &m.detail} {
 		if err == nil || len(*all) == 0 {
 			continue
 		}
 		*all = members{{Name: "left_out", Value: all.summary()}}
-		data, err = head.Append(m.data[:0], m.facts, m.detail)
+		data, err = head.Append(m.spare, m.facts, m.detail)
 	}
 	if err != nil {
 		return Encoded{}, err
 	}
-	m.data = data
-	return Encoded{id, head, bytes.Clone(data)}, nil
+	if len(data) <= cap(m.spare) { // else it went into memory of its own
+		m.spare = m.spare[len(data):len(data):cap(m.spare)]
+	}
+	return Encoded{id, head, data[:len(data):len(data)]}, nil
 }
 
 // members are facts or detail; empty values can be left out by set.
