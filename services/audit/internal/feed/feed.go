@@ -24,6 +24,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/store"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
+	"github.com/transparency-dev/tessera/api/layout"
 )
 
 // The headers of a message.
@@ -33,8 +34,10 @@ const (
 )
 
 const (
-	maxRecords = 1000
-	maxBytes   = 256 << 10 // well below the broker's limit of 1 MiB
+	maxRecords = 1024
+	maxBytes   = 512 << 10 // well below the broker's limit of 1 MiB, and few messages, each of which is synced
+	// A message that is half full ends where an entry bundle of the log does, so that each bundle is read once.
+	bundle     = layout.EntryBundleWidth
 	ackTimeout = 10 * time.Second
 	// noteEvery is how often it is noted how far records were published while there are more: it is asked for only where the
 	// stream has no message left to tell.
@@ -52,14 +55,17 @@ type Config struct {
 }
 
 // Feed publishes records.
-type Feed struct{ c Config }
+type Feed struct {
+	c     Config
+	lines []byte // of the last message; the memory is kept while there are more
+}
 
 // New validates c.
 func New(c Config) (*Feed, error) {
 	if c.Ledger == nil || c.Store == nil || c.JS == nil || c.Log == nil {
 		return nil, errors.New("feed.New: Ledger, Store, JS and Log are required")
 	}
-	return &Feed{c}, nil
+	return &Feed{c: c}, nil
 }
 
 // Run publishes until ctx ends. While NATS is away, or the stream full, it tries again, for ever.
@@ -112,6 +118,7 @@ func (f *Feed) publish(ctx context.Context) (published bool, err error) {
 			}
 			noted = time.Now()
 		}
+		f.lines = nil
 	}
 }
 
@@ -160,10 +167,10 @@ func after(h nats.Header) (uint64, error) {
 
 // send publishes one message and gives the place behind it.
 func (f *Feed) send(ctx context.Context, at place, size uint64) (place, error) {
-	var lines bytes.Buffer
+	lines := bytes.NewBuffer(f.lines[:0])
 	count := uint64(0)
-	err := f.c.Ledger.Read(ctx, at.next, min(size, at.next+maxRecords), func(_ uint64, record []byte) error {
-		if count > 0 && lines.Len()+len(record) >= maxBytes {
+	err := f.c.Ledger.Read(ctx, at.next, min(size, at.next+maxRecords), func(position uint64, record []byte) error {
+		if count > 0 && (lines.Len()+len(record) >= maxBytes || lines.Len() >= maxBytes/2 && position%bundle == 0) {
 			return io.EOF
 		}
 		lines.Write(record)
@@ -171,6 +178,7 @@ func (f *Feed) send(ctx context.Context, at place, size uint64) (place, error) {
 		count++
 		return nil
 	})
+	f.lines = lines.Bytes()
 	if err != nil {
 		return at, err
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/trace"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
@@ -45,6 +47,7 @@ type Config struct {
 type Ingest struct {
 	c          Config
 	make       record.Maker
+	usual      int // how many records a batch has
 	attendance *event.Attendance
 }
 
@@ -93,9 +96,9 @@ func (i *Ingest) consume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}
-	var left []jetstream.Msg // taken and not recorded when this ends
+	var left, unrecorded []jetstream.Msg // when this ends: of what was not handed over, and of what was
 	defer func() {
-		if n := event.HandBack(ctx, i.c.JS.Conn(), messages, left...); n > 0 {
+		if n := event.HandBack(ctx, i.c.JS.Conn(), messages, append(left, unrecorded...)...); n > 0 {
 			i.c.Log.InfoContext(ctx, "facts that were fetched and not recorded are handed back", "messages", n)
 		}
 	}()
@@ -115,36 +118,138 @@ func (i *Ingest) consume(ctx context.Context) error {
 			select {
 			case ready <- b:
 			case <-reading.Done():
-				left = append(left, b.messages...)
+				left = b.unanswered()
 				return reading.Err()
 			}
 		}
 	})
-	g.Go(func() error {
-		for b := range ready {
-			if err := i.record(work, b); err != nil {
-				return err
-			}
-		}
-		return nil
+	g.Go(func() (err error) {
+		unrecorded, err = i.recordAll(work, ready)
+		return err
 	})
 	return g.Wait()
 }
 
-// batch is what is recorded and acknowledged together.
+// recordAll records batches until there are no more. While one is on its way to the disk, the next sets out. It gives the messages
+// of what was not recorded.
+func (i *Ingest) recordAll(ctx context.Context, ready <-chan batch) (left []jetstream.Msg, err error) {
+	var under, rest batch // on its way; what waits for company
+	defer func() {
+		if under.flight != nil { // none may be on its way when this returns
+			_ = i.c.Recorder.Finish(ctx, under.flight)
+		}
+		left = append(append(left, under.unanswered()...), rest.unanswered()...)
+	}()
+	for ready != nil || under.flight != nil {
+		var now batch
+		select {
+		case b, more := <-ready:
+			if more {
+				now, rest = join(rest, b).cut(i.c.Recorder.End(), under.flight != nil)
+			} else {
+				ready, now, rest = nil, rest, batch{}
+			}
+		case <-under.done():
+			if now, rest = rest, (batch{}); now.empty() {
+				if err := i.finish(ctx, &under); err != nil {
+					return left, err
+				}
+			}
+		}
+		if now.empty() {
+			continue
+		}
+		before := under
+		under = now
+		var failed error
+		under.flight, failed = i.c.Recorder.Begin(ctx, under.records)
+		if err := i.finish(ctx, &before); err != nil {
+			return before.unanswered(), err
+		}
+		if failed != nil {
+			if err := i.record(ctx, &under, failed); err != nil {
+				return left, err
+			}
+		}
+	}
+	return left, nil
+}
+
+// batch is what is recorded together.
 type batch struct {
-	messages []jetstream.Msg
+	messages []message
 	records  []record.Encoded
 	events   []*eventv1.Event // for their traces; none where no spans are recorded
 	begun    time.Time
-	last     time.Time // of its messages
+	flight   *Flight // of the records, once it has begun
+}
+
+// message is one that was taken.
+type message struct {
+	jetstream.Msg
+	end int // how many records of its batch come before its own end
+	at  time.Time
+}
+
+func (b *batch) empty() bool { return len(b.messages) == 0 && len(b.records) == 0 }
+
+func (b *batch) unanswered() []jetstream.Msg {
+	var all []jetstream.Msg
+	for _, m := range b.messages {
+		all = append(all, m.Msg)
+	}
+	return all
+}
+
+func (b *batch) done() <-chan struct{} {
+	if b.flight == nil {
+		return nil
+	}
+	return b.flight.Done()
+}
+
+// join puts two batches together.
+func join(a, b batch) batch {
+	if a.empty() {
+		return b
+	}
+	for _, m := range b.messages {
+		m.end += len(a.records)
+		a.messages = append(a.messages, m)
+	}
+	a.records, a.events = append(a.records, b.records...), append(a.events, b.events...)
+	return a
+}
+
+// cut cuts a batch whose records are to stand from position end on, so that what is recorded now ends with a whole batch of the
+// log's. The rest waits until more has come or nothing is under way any more, whichever is first.
+func (b batch) cut(end uint64, underWay bool) (now, rest batch) {
+	if !underWay && len(b.records) < 2*ledger.BatchSize {
+		return b, batch{}
+	}
+	whole := len(b.records) - int((end+uint64(len(b.records)))%ledger.BatchSize)
+	if whole <= 0 {
+		return batch{}, b
+	}
+	if whole == len(b.records) {
+		return b, batch{}
+	}
+	n := 0
+	for n < len(b.messages) && b.messages[n].end <= whole {
+		n++
+	}
+	rest = batch{messages: slices.Clone(b.messages[n:]), records: b.records[whole:], events: b.events, begun: b.begun}
+	for k := range rest.messages {
+		rest.messages[k].end -= whole
+	}
+	return batch{messages: b.messages[:n], records: b.records[:whole:whole], begun: b.begun}, rest
 }
 
 // gather waits for a message and takes those that come with it.
 func (i *Ingest) gather(ctx context.Context, messages jetstream.MessagesContext) (batch, error) {
-	var b batch
 	m, err := messages.Next(jetstream.NextContext(ctx))
-	b.begun = time.Now()
+	b := batch{begun: time.Now(), records: make([]record.Encoded, 0, i.usual)}
+	defer func() { i.usual = len(b.records) + len(b.records)/8 }()
 	for err == nil {
 		if err := i.add(ctx, &b, m); err != nil {
 			return b, err
@@ -167,7 +272,6 @@ func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
 		return fmt.Errorf("message without JetStream metadata: %w", err)
 	}
 	from := record.Message{Stream: meta.Stream, Sequence: meta.Sequence.Stream, Subject: m.Subject(), Time: meta.Timestamp, Data: m.Data()}
-	b.last = meta.Timestamp
 	publisher := publisherOf(m.Subject())
 	unreadable := func(index int, why error) error {
 		i.c.Log.ErrorContext(ctx, "what was published is not an event: recorded as unreadable", "publisher", publisher, "stream_seq", from.Sequence, "event_index", index, "error", why)
@@ -175,7 +279,7 @@ func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
 		b.records = append(b.records, r)
 		return err
 	}
-	b.messages = append(b.messages, m)
+	defer func() { b.messages = append(b.messages, message{m, len(b.records), meta.Timestamp}) }()
 	if trace.RecorderOf(ctx) == nil {
 		var ok bool
 		if b.records, ok = i.make.Batch(b.records, publisher, string(m.Data())); ok {
@@ -209,34 +313,53 @@ func publisherOf(subject string) string {
 	return parts[2]
 }
 
-// record records a batch, as often as it takes, and acknowledges it.
-func (i *Ingest) record(ctx context.Context, b batch) error {
-	for failures := 0; ; failures++ {
-		err := i.c.Recorder.Record(ctx, b.records)
-		if err == nil {
-			break
-		}
+// finish waits until a batch is recorded, if one is on its way, and acknowledges it.
+func (i *Ingest) finish(ctx context.Context, b *batch) error {
+	if b.flight == nil {
+		return nil
+	}
+	err := i.c.Recorder.Finish(ctx, b.flight)
+	b.flight = nil
+	if err != nil {
+		return i.record(ctx, b, err)
+	}
+	i.acknowledge(ctx, b)
+	return nil
+}
+
+// record records a batch after a first attempt, of which err says what became, as often as it takes, and acknowledges it.
+func (i *Ingest) record(ctx context.Context, b *batch, err error) error {
+	for failures := 0; err != nil; failures++ {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if untrusted(err) {
 			return err
 		}
-		pause := min(firstPause<<min(failures, 10), longPause)
-		i.c.Log.ErrorContext(ctx, "facts cannot be recorded: they wait at JetStream", "events", len(b.records), "attempt", failures+1, "retry_in", pause, "error", err)
-		sleep(ctx, pause/2+rand.N(pause/2))
+		if !errors.Is(err, errAgain) {
+			pause := min(firstPause<<min(failures, 10), longPause)
+			i.c.Log.ErrorContext(ctx, "facts cannot be recorded: they wait at JetStream", "events", len(b.records), "attempt", failures+1, "retry_in", pause, "error", err)
+			sleep(ctx, pause/2+rand.N(pause/2))
+		}
+		err = i.c.Recorder.Record(ctx, b.records)
 	}
+	i.acknowledge(ctx, b)
+	return nil
+}
+
+// acknowledge acknowledges the messages of a batch that was recorded, after which it is empty.
+func (i *Ingest) acknowledge(ctx context.Context, b *batch) {
 	crash.At(crash.Indexed)
 	event.Consumed(ctx, "record ", b.begun, b.events)
-	i.attendance.Heard(b.last)
 	for _, m := range b.messages {
+		i.attendance.Heard(m.at)
 		// An acknowledgement that gets lost brings the message again, and the index knows its events.
 		if err := m.Ack(); err != nil {
 			i.c.Log.WarnContext(ctx, "acknowledging facts", "error", err)
 		}
 	}
 	crash.At(crash.Acked)
-	return nil
+	*b = batch{}
 }
 
 func sleep(ctx context.Context, d time.Duration) {

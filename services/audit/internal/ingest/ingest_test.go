@@ -3,6 +3,7 @@ package ingest
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -293,6 +294,114 @@ func (p *parts) stopIndex(t *testing.T) (release func()) {
 		close(end)
 		if err := <-done; err != nil {
 			t.Fatal(err)
+		}
+	}
+}
+
+// TestFlights: what sets out while something else is on its way is recorded once, whatever becomes of the other.
+func TestFlights(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		p, err := openParts(t.Context(), t, t.TempDir(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := func(from, n int) *Flight {
+			t.Helper()
+			f, err := p.recorder.Begin(t.Context(), facts(from, n))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return f
+		}
+		finish := func(f *Flight, want error) {
+			t.Helper()
+			if err := p.recorder.Finish(t.Context(), f); !errors.Is(err, want) {
+				t.Fatalf("got %v, want %v", err, want)
+			}
+		}
+		first, second := begin(0, 2000), begin(1500, 2000)
+		finish(first, nil)
+		third := begin(0, 3500)
+		finish(second, nil)
+		finish(third, nil)
+		checkLog(t, p, 3500, "after two that overlap")
+
+		// The first comes to nothing that is known.
+		first, second = begin(3500, 500), begin(4000, 500)
+		p.recorder.mu.Lock()
+		p.recorder.land()
+		p.recorder.mu.Unlock()
+		finish(first, errAgain)
+		finish(second, errAgain)
+		if err := p.recorder.Record(t.Context(), facts(3500, 1000)); err != nil {
+			t.Fatal(err)
+		}
+		checkLog(t, p, 4500, "after a failure")
+
+		// Positions are not given in the order in which the two set out.
+		foreign := p.ledger.Add(t.Context(), [][]byte{facts(4500, 1)[0].Data})
+		first, second = begin(4501, 10), begin(4511, 10)
+		finish(first, nil)
+		finish(second, errAgain)
+		if _, err := foreign.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.recorder.Record(t.Context(), facts(4511, 10)); err != nil {
+			t.Fatal(err)
+		}
+		checkLog(t, p, 4521, "after a change of places")
+
+		// Another writer.
+		p.ledger.Add(t.Context(), [][]byte{facts(4521, 1)[0].Data})
+		if err := p.recorder.Record(t.Context(), facts(4522, 1)); fault.Of(err).Reason != "LOG_INCONSISTENT" {
+			t.Errorf("another writer: %v", err)
+		}
+		if err := p.recorder.Record(t.Context(), facts(4522, 1)); err != nil {
+			t.Fatal(err)
+		}
+		checkLog(t, p, 4523, "after another writer")
+		closeParts(t, p)
+	})
+}
+
+// TestCut: what is cut off belongs to the rest, and a message to the part that has its end.
+func TestCut(t *testing.T) {
+	of := func(ends ...int) batch {
+		var b batch
+		for _, end := range ends {
+			b.messages = append(b.messages, message{end: end})
+		}
+		b.records = facts(0, ends[len(ends)-1])
+		return b
+	}
+	ends := func(b batch) (all []int) {
+		for _, m := range b.messages {
+			all = append(all, m.end)
+		}
+		return all
+	}
+	for _, c := range []struct {
+		b         batch
+		end       uint64
+		underWay  bool
+		now, rest []int
+		records   int // now
+	}{
+		{of(10), 0, false, []int{10}, nil, 10},
+		{of(10), 0, true, nil, []int{10}, 0},
+		{of(1500), 0, false, []int{1500}, nil, 1500},
+		{of(1000, 1500), 0, true, []int{1000}, []int{476}, 1024},
+		{of(1000, 1024), 0, true, []int{1000, 1024}, nil, 1024},
+		{of(0, 24, 24, 1100), 1000, true, []int{0, 24, 24}, []int{52}, 1048},
+		{of(2000, 4096, 4200), 5, false, []int{2000}, []int{5, 109}, 4091},
+	} {
+		all := ends(c.b)
+		now, rest := c.b.cut(c.end, c.underWay)
+		if len(now.records) != c.records || !slices.Equal(ends(now), c.now) || !slices.Equal(ends(rest), c.rest) {
+			t.Errorf("%v at %d: now %d records, messages end at %v, then at %v", all, c.end, len(now.records), ends(now), ends(rest))
+		}
+		if whole := join(now, rest); len(whole.records) != all[len(all)-1] || !slices.Equal(ends(whole), all) {
+			t.Errorf("%v at %d: joined again it is %v", all, c.end, ends(whole))
 		}
 	}
 }

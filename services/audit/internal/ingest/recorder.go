@@ -4,7 +4,10 @@
 // per event id for ever, and that this holds after a crash at any point. The log is the truth and the index follows it in whole
 // blocks, at most store.MaxTail records behind: which events those tail records are of is known from the log itself, which is read
 // from where the index ends before anything is consumed, and after anything that went wrong. What JetStream delivers again is
-// found in the tail or in the index.
+// found in the tail, in the index or among the records that are on their way.
+//
+// So that the log never waits, records set out while those before are on their way to the disk, and in whole batches of the log's
+// where more are waiting.
 package ingest
 
 import (
@@ -12,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -40,7 +44,9 @@ type Recorder struct {
 	last   prometheus.Gauge
 
 	mu      sync.Mutex // one call at a time
-	unsure  bool       // the log may have records that are not in the tail
+	flights []*Flight  // the oldest first
+	data    [][]byte   // of the one that begins; the memory is kept
+	unsure  bool       // the log may have records that are neither in the tail nor in flight
 	lost    bool       // the index may have more than is known: the answer to a write was an error
 	writing chan error // gets what became of the blocks that are being indexed; nil when none are
 	count   int        // of the records in them, the first of the tail
@@ -52,7 +58,7 @@ type Recorder struct {
 	look sync.Mutex
 	from uint64               // position of its first record
 	tail []record.Encoded     // without Data
-	ids  map[uuid.UUID]uint64 // of its events, and their positions
+	ids  map[uuid.UUID]uint64 // of its events, and their positions; behind the tail, of events in flight
 }
 
 // NewRecorder makes sure that log and index belong together, refusing with what to do if they do not, and brings the index up
@@ -89,6 +95,9 @@ func (r *Recorder) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.closed = true
+	if len(r.flights) > 0 {
+		r.land()
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), indexBound)
 	defer cancel()
 	if err := r.settle(ctx); err != nil || len(r.tail) == 0 {
@@ -101,50 +110,88 @@ func (r *Recorder) Close() error {
 // Record makes sure that each of the records is in the log, on disk. Records of events that have one are left out. After an
 // error some of them may be in the log; recording them again is right.
 func (r *Recorder) Record(ctx context.Context, records []record.Encoded) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	for some := range slices.Chunk(records, batchEvents) { // what one message can hold, in tiny events, would overfill the tail
-		if err := r.record(ctx, some); err != nil {
+		f, err := r.Begin(ctx, some)
+		if err != nil {
+			return err
+		}
+		if err := r.Finish(ctx, f); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (r *Recorder) record(ctx context.Context, records []record.Encoded) error {
+// Flight is records that Record would have recorded, on their way.
+type Flight struct {
+	fresh []record.Encoded
+	added *ledger.Addition // nil when all of them were recorded before
+	end   bool             // it is known what became of it
+	err   error
+}
+
+// Done is closed when Finish will not have to wait.
+func (f *Flight) Done() <-chan struct{} {
+	if f.added == nil {
+		return closed
+	}
+	return f.added.Done()
+}
+
+var closed = func() chan struct{} { c := make(chan struct{}); close(c); return c }()
+
+// Begin is the first half of Record: it returns when most of the records still wait for the disk. More than twice batchEvents are
+// left to Record. Flights must be finished, in the order in which they began.
+func (r *Recorder) Begin(ctx context.Context, records []record.Encoded) (*Flight, error) {
+	if len(records) > 2*batchEvents {
+		return nil, errAgain
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.unsure {
 		if err := r.catchUp(ctx); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if err := r.makeRoom(ctx, len(records)); err != nil {
-		return err
+	if err := r.makeRoom(ctx, r.aloft()+len(records)); err != nil {
+		return nil, err
 	}
 	fresh, err := r.fresh(ctx, records)
-	if err != nil || len(fresh) == 0 {
-		return err
-	}
-	data := make([][]byte, len(fresh))
-	for i, one := range fresh {
-		data[i] = one.Data
-	}
-	r.unsure = true // until all of them are in the tail
-	positions, err := r.ledger.Append(ctx, data)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	crash.At(crash.Appended)
-	inOrder := make([]record.Encoded, len(fresh))
-	end := r.from + uint64(len(r.tail))
-	for i, p := range positions { // each once, and the next ones: that the ledger makes sure of
-		if p-end >= uint64(len(inOrder)) {
-			return fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s gave position %d where %d ends: does another program write to it?", r.ledger.Dir(), p, end)
+	f := &Flight{fresh: fresh}
+	if len(fresh) > 0 {
+		r.data = r.data[:0]
+		for _, one := range fresh {
+			r.data = append(r.data, one.Data)
 		}
-		inOrder[p-end] = fresh[i]
+		f.added = r.ledger.Add(ctx, r.data)
+		clear(r.data)
 	}
-	r.extend(inOrder)
-	r.unsure = false
-	r.measure(fresh)
+	r.flights = append(r.flights, f)
+	return f, nil
+}
+
+// End is the position behind all records that are in the log or in flight.
+func (r *Recorder) End() uint64 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.from + uint64(len(r.tail)+r.aloft())
+}
+
+// Finish is the second half. After an error all flights that had begun have landed, and what of them is in the log is found
+// before the next begins.
+func (r *Recorder) Finish(ctx context.Context, f *Flight) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !f.end {
+		r.arrive(ctx, f)
+	}
+	if f.err != nil || f.added == nil {
+		return f.err
+	}
+	r.measure(f.fresh)
 	if r.writing != nil && len(r.writing) == 0 {
 		return nil // not done yet: the tail may grow meanwhile
 	}
@@ -152,6 +199,89 @@ func (r *Recorder) record(ctx context.Context, records []record.Encoded) error {
 		r.log.WarnContext(ctx, "records that are in the log cannot be indexed yet", "records", len(r.tail), "error", err)
 	}
 	return nil
+}
+
+// arrive waits for the oldest flight and extends the tail with it.
+func (r *Recorder) arrive(ctx context.Context, f *Flight) {
+	r.flights = r.flights[1:]
+	f.end = true
+	if f.added == nil {
+		return
+	}
+	var positions []uint64
+	if positions, f.err = f.added.Wait(); f.err == nil {
+		crash.At(crash.Appended)
+		_, f.err = r.ledger.Refresh(ctx)
+	}
+	if f.err != nil {
+		r.land()
+		return
+	}
+	end := r.from + uint64(len(r.tail))
+	if inOrder, ok := order(f.fresh, positions, end); ok {
+		r.extend(inOrder)
+		return
+	}
+	// Positions were given to a flight behind this one, or to another program.
+	last := end + uint64(len(f.fresh)+r.aloft())
+	r.land()
+	for _, p := range positions {
+		if p < end || p >= last {
+			f.err = fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s gave position %d where %d ends: does another program write to it?", r.ledger.Dir(), p, end)
+			return
+		}
+	}
+	f.err = r.catchUp(ctx)
+}
+
+// order puts the records in the order of their positions, which must be those from position first on, each once.
+func order(records []record.Encoded, positions []uint64, first uint64) ([]record.Encoded, bool) {
+	sorted := true
+	for i, p := range positions {
+		sorted = sorted && p == first+uint64(i)
+	}
+	if sorted {
+		return records, true
+	}
+	inOrder := make([]record.Encoded, len(records))
+	for i, p := range positions {
+		if p < first || p-first >= uint64(len(inOrder)) || inOrder[p-first].Data != nil {
+			return nil, false
+		}
+		inOrder[p-first] = records[i]
+	}
+	return inOrder, true
+}
+
+// land waits for all flights. What became of them has to be read from the log.
+func (r *Recorder) land() {
+	r.unsure = true
+	for _, f := range r.flights {
+		f.end = true
+		if f.added != nil {
+			if _, f.err = f.added.Wait(); f.err == nil {
+				f.err = errAgain
+			}
+		}
+	}
+	r.flights = nil
+	r.look.Lock()
+	defer r.look.Unlock()
+	end := r.from + uint64(len(r.tail))
+	maps.DeleteFunc(r.ids, func(_ uuid.UUID, p uint64) bool { return p >= end })
+}
+
+// errAgain says that records have to be recorded by Record: they are too many for one flight, or the flight before theirs failed,
+// after which they are in the log or not.
+var errAgain = errors.New("to be recorded again")
+
+// aloft is how many records are in flight.
+func (r *Recorder) aloft() int {
+	n := 0
+	for _, f := range r.flights {
+		n += len(f.fresh)
+	}
+	return n
 }
 
 // Metrics say how far records are behind their events.
@@ -162,14 +292,14 @@ func (r *Recorder) measure(recorded []record.Encoded) {
 	for _, rec := range recorded {
 		delay := max(now.Sub(rec.Head.Time).Seconds(), 0) // the clock is another service's
 		r.delay.Observe(delay)
-		r.last.Set(delay)
 	}
+	r.last.Set(max(now.Sub(recorded[len(recorded)-1].Head.Time).Seconds(), 0))
 }
 
 // untrusted says that the log's disk has failed: this process must not go on with it.
 func untrusted(err error) bool { return errors.Is(err, ledger.ErrDisk) }
 
-// fresh are the records whose events have none yet, each event once.
+// fresh are the records whose events have none yet, each event once. They are expected at the next positions.
 func (r *Recorder) fresh(ctx context.Context, records []record.Encoded) ([]record.Encoded, error) {
 	ids := make([]uuid.UUID, len(records))
 	for i, one := range records {
@@ -182,11 +312,22 @@ func (r *Recorder) fresh(ctx context.Context, records []record.Encoded) ([]recor
 	if next != r.from && next != r.from+uint64(r.count) {
 		return nil, r.elsewhere(next)
 	}
-	fresh := make([]record.Encoded, 0, len(records))
+	r.look.Lock()
+	defer r.look.Unlock()
+	at := r.from + uint64(len(r.tail)+r.aloft())
+	fresh, all := records, true
 	for i, one := range records {
-		_, old := known[ids[i]]
-		if _, recent := r.ids[ids[i]]; !old && !recent {
-			known[ids[i]] = 0
+		_, old := known[one.ID]
+		_, recent := r.ids[one.ID]
+		if old || recent {
+			if all {
+				fresh, all = append(make([]record.Encoded, 0, len(records)), records[:i]...), false
+			}
+			continue
+		}
+		r.ids[one.ID] = at
+		at++
+		if !all {
 			fresh = append(fresh, one)
 		}
 	}
@@ -197,8 +338,9 @@ func (r *Recorder) fresh(ctx context.Context, records []record.Encoded) ([]recor
 func (r *Recorder) Positions(ctx context.Context, ids []uuid.UUID) (map[uuid.UUID]uint64, error) {
 	recent := map[uuid.UUID]uint64{}
 	r.look.Lock() // before the index is asked, because records go from here to there
+	end := r.from + uint64(len(r.tail))
 	for _, id := range ids {
-		if p, ok := r.ids[id]; ok {
+		if p, ok := r.ids[id]; ok && p < end {
 			recent[id] = p
 		}
 	}
@@ -320,7 +462,9 @@ func (r *Recorder) drop(count int) {
 		delete(r.ids, one.ID)
 	}
 	r.from += uint64(count)
-	r.tail = append([]record.Encoded(nil), r.tail[count:]...)
+	rest := copy(r.tail, r.tail[count:])
+	clear(r.tail[rest:])
+	r.tail = r.tail[:rest]
 	r.count = 0
 }
 

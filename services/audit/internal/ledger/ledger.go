@@ -1,14 +1,14 @@
 // Package ledger is the append-only log: a Tessera tile log on a local file system, and the key that signs its checkpoints.
 //
-// It guarantees that a record whose position Append has given is on disk for ever, that one process at a time has the log open,
+// It guarantees that a record whose position Add has given is on disk for ever, that one process at a time has the log open,
 // and that a log that is not what its key signed is refused at opening: another log's, a cut-off one, one with tiles that do not
 // give the signed root. A proof is checked before it is handed out. It knows nothing of what the records say; one record per
 // event is its caller's business.
 //
 // Tessera's three states of an entry are two here: its POSIX driver sequences and integrates a batch in one step, with fsync of
 // bundles, tiles and state, before it gives out the positions. So a record that has a position is integrated: the next
-// checkpoint, at most two checkpoint intervals later, covers it ("published"), after a crash too. Append waits for the position
-// and not for the checkpoint, because nothing that happens in between can lose the record. Tessera's antispam is not used: it
+// checkpoint, at most two checkpoint intervals later, covers it ("published"), after a crash too. An addition is done with the position
+// and not with the checkpoint, because nothing that happens in between can lose the record. Tessera's antispam is not used: it
 // forgets, or lags behind, and is no promise.
 //
 // The directory holds
@@ -49,8 +49,6 @@ const (
 	BatchSize = 1024
 	// batchAge is how long a batch that is not full waits for more.
 	batchAge = 5 * time.Millisecond
-	// pushbackPause is waited when Tessera asks for patience.
-	pushbackPause = 20 * time.Millisecond
 	// shutdownBound is how long Close waits for the last checkpoint.
 	shutdownBound = 10 * time.Second
 	// awaitPoll is how often a wait for a checkpoint looks.
@@ -68,7 +66,7 @@ type Config struct {
 	Log                *slog.Logger
 }
 
-// Ledger is an open log. Append must not be called concurrently, everything else may.
+// Ledger is an open log. Add must not be called concurrently, everything else may.
 type Ledger struct {
 	dir      string
 	logDir   string
@@ -83,7 +81,7 @@ type Ledger struct {
 	stop     context.CancelFunc
 
 	mu      sync.Mutex
-	trouble error // of the last Append
+	trouble error // of the last Addition
 	size    uint64
 	grown   chan struct{} // closed and replaced when size grows
 }
@@ -153,45 +151,66 @@ func (l *Ledger) Close() error {
 	return errors.Join(err, l.lock.Close())
 }
 
-// ErrDisk is what Append wraps when the disk has failed for another reason than that it is full. What was written then may seem
+// ErrDisk is what Add's errors wrap when the disk has failed for another reason than that it is full. What was written then may seem
 // to be there, and be lost with the next power cut, so it must not be built on: the process is to end, and another to begin with
 // what is on the disk.
 var ErrDisk = errors.New("the disk does not work (see the kernel log)")
 
-// Append adds the records and gives their positions once all of them are on disk. They are the next positions, each given once,
-// nearly always in order. An error says nothing about what was added: before the next Append, Refresh must tell how far the
-// log goes, and Read what stands there. After ErrDisk there is no next one.
-func (l *Ledger) Append(ctx context.Context, records [][]byte) (_ []uint64, err error) {
-	defer func() { l.noteAppend(err) }()
-	positions := make([]uint64, len(records))
-	waiting := make([]int, len(records))
-	for i := range waiting {
-		waiting[i] = i
-	}
-	for len(waiting) > 0 {
-		refused, err := l.appendOnce(ctx, records, waiting, positions)
-		if err != nil {
-			return nil, l.failed(ctx, err)
+// Addition is records on their way into the log.
+type Addition struct {
+	ledger    *Ledger
+	positions []uint64
+	err       error
+	done      chan struct{}
+}
+
+// Add has the records taken into the log, after those of the call before. It returns when most of them still wait, so that the
+// next ones can be made meanwhile; what was added must be waited for. There must be some.
+func (l *Ledger) Add(ctx context.Context, records [][]byte) *Addition {
+	a := &Addition{ledger: l, positions: make([]uint64, len(records)), done: make(chan struct{})}
+	futures := make([]tessera.IndexFuture, len(records))
+	entries := make([]*tessera.Entry, 0, BatchSize)
+	for from := 0; from < len(records); from += BatchSize {
+		// Hashed first and then added without a pause, so that a batch is full before its age ends: one that is not costs
+		// as much, and has the next ones end within bundles, which are then written twice.
+		entries = entries[:0]
+		for _, r := range records[from:min(from+BatchSize, len(records))] {
+			entries = append(entries, tessera.NewEntry(r))
 		}
-		if waiting = refused; len(waiting) > 0 {
-			select {
-			case <-ctx.Done():
-				return nil, ctx.Err()
-			case <-time.After(pushbackPause):
+		for i, e := range entries {
+			futures[from+i] = l.add(ctx, e)
+		}
+	}
+	go func() {
+		defer close(a.done)
+		_, _ = futures[len(futures)-1]() // the others then mostly are known, and nobody has to be woken for each
+		for i, f := range futures {      // all of them, even after an error: none may still be on its way when this returns
+			index, err := f()
+			a.positions[i] = index.Index
+			if err != nil && a.err == nil {
+				a.err = l.failed(err)
 			}
 		}
-	}
-	before := l.Size()
-	if _, err := l.Refresh(ctx); err != nil {
-		return nil, err
-	}
-	return positions, l.checkPositions(positions, before)
+		l.noteAdded(a.err)
+	}()
+	return a
+}
+
+// Done is closed when all of the records are in the log, on disk, or an error is known.
+func (a *Addition) Done() <-chan struct{} { return a.done }
+
+// Wait waits for Done and gives the positions. They are the next positions, each given once, nearly always in order; seldom some
+// of them belong to an addition begun soon after, which got theirs. An error says nothing about what was added: before the next
+// Add, Refresh must tell how far the log goes, and Read what stands there. After ErrDisk there is no next one.
+func (a *Addition) Wait() ([]uint64, error) {
+	<-a.done
+	return a.positions, a.err
 }
 
 // failed says why records could not be added.
-func (l *Ledger) failed(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return err
+func (l *Ledger) failed(err error) error {
+	if errors.Is(err, tessera.ErrPushback) {
+		return fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: %w", l.logDir, err)
 	}
 	// The driver does not wrap all that it is told.
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || strings.Contains(err.Error(), syscall.ENOSPC.Error()) {
@@ -200,40 +219,7 @@ func (l *Ledger) failed(ctx context.Context, err error) error {
 	return fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: %w", l.logDir, fmt.Errorf("%w: %w", ErrDisk, err))
 }
 
-// appendOnce adds the records numbered in waiting and gives the numbers that Tessera does not want yet.
-func (l *Ledger) appendOnce(ctx context.Context, records [][]byte, waiting []int, positions []uint64) (refused []int, err error) {
-	futures := make([]tessera.IndexFuture, len(waiting))
-	for i, n := range waiting {
-		futures[i] = l.add(ctx, tessera.NewEntry(records[n]))
-	}
-	for i, n := range waiting { // all of them, even after an error: none may still be on its way when this returns
-		index, e := futures[i]()
-		switch {
-		case e == nil:
-			positions[n] = index.Index
-		case errors.Is(e, tessera.ErrPushback):
-			refused = append(refused, n)
-		case err == nil:
-			err = e
-		}
-	}
-	return refused, err
-}
-
-// checkPositions makes sure that nobody else has written and that nothing was given twice.
-func (l *Ledger) checkPositions(positions []uint64, first uint64) error {
-	seen := make([]bool, len(positions))
-	for _, p := range positions {
-		if p < first || p-first >= uint64(len(seen)) || seen[p-first] {
-			return fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s gave position %d for one of %d records after %d: does another program write to it?", l.logDir, p, len(positions), first)
-		}
-		seen[p-first] = true
-	}
-	return nil
-}
-
-// Refresh reads how far the log goes, which only after a failed Append can be further than Size, and wakes those who wait for it
-// to grow.
+// Refresh reads how far the log goes, which after a failed Add can be further than Size, and wakes those who wait for it to grow.
 func (l *Ledger) Refresh(ctx context.Context) (uint64, error) {
 	size, err := l.reader.IntegratedSize(ctx)
 	if err != nil {

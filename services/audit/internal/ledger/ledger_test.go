@@ -59,8 +59,11 @@ func records(t testing.TB, from, n int) [][]byte {
 
 func appendAll(t testing.TB, l *Ledger, all [][]byte) {
 	t.Helper()
-	positions, err := l.Append(context.Background(), all)
+	positions, err := l.Add(context.Background(), all).Wait()
 	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Refresh(context.Background()); err != nil {
 		t.Fatal(err)
 	}
 	if len(positions) != len(all) {
@@ -377,7 +380,7 @@ func TestFullDisk(t *testing.T) {
 	writable(true, "with room again")
 	written, failed := 0, 0
 	for failed == 0 && written < 10000 {
-		_, err := l.Append(t.Context(), records(t, written, 100))
+		_, err := l.Add(t.Context(), records(t, written, 100)).Wait()
 		switch {
 		case err == nil:
 			written += 100

@@ -35,8 +35,8 @@ func (l *Ledger) Writable(ctx context.Context) error {
 	return nil
 }
 
-// noteAppend remembers how the last Append ended.
-func (l *Ledger) noteAppend(err error) {
+// noteAdded remembers how the last Addition ended.
+func (l *Ledger) noteAdded(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.trouble = err

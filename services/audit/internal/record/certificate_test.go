@@ -199,7 +199,7 @@ func TestDamagedCertificates(t *testing.T) {
 	}
 	for name, der := range simple {
 		for at := range der {
-			for _, change := range []byte{1, 0x20, 0x80, 0xff} {
+			for _, change := range []byte{1, 0x80} {
 				other := append([]byte(nil), der...)
 				other[at] ^= change
 				try(name, at, other)
