@@ -70,7 +70,7 @@ func run(ctx context.Context) (err error) {
 	for _, p := range parts {
 		names = append(names, p.name)
 	}
-	flag.DurationVar(&b.round, "round", 3*time.Second, "length of one measured round")
+	flag.DurationVar(&b.round, "round", 8*time.Second, "length of one measured round of the issuer")
 	flag.IntVar(&b.rounds, "rounds", 3, "rounds of each side, alternating")
 	flag.IntVar(&b.clients, "clients", 64, "concurrent callers of the issuer")
 	flag.IntVar(&b.agents, "agents", 1000, "agents of the idle fleet")
