@@ -132,6 +132,10 @@ func samples(t testing.TB) (simple, others map[string][]byte) {
 		"key identifier, critical": with(func(c *x509.Certificate) {
 			c.ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 14}, Critical: true, Value: []byte("\x04\x01x")}}
 		}),
+		"an extension twice": with(func(c *x509.Certificate) {
+			timestamps := pkix.Extension{Id: asn1.ObjectIdentifier{1, 3, 6, 1, 4, 1, 11129, 2, 4, 2}, Value: []byte("x")}
+			c.ExtraExtensions = []pkix.Extension{timestamps, timestamps}
+		}),
 	}
 	for _, strange := range []string{"x, y", "#x", " x ", "x+y=\"z\"", "\u00fc", "a b"} {
 		others["common name "+strange] = with(func(c *x509.Certificate) { c.Subject.CommonName = strange })
