@@ -39,8 +39,8 @@ demo: build ## Show the main job on this machine, then stop clean (KEEP=1 stays 
 test: tools verify-gen verify-tidy verify-docs isolated cross lint race ## Everything CI runs: install what is missing, verify, lint, build, test with the race detector
 
 .PHONY: race
-race: build previous ## All tests, race detector on; those that use the whole machine one after another, and always anew
-	@CGO_ENABLED=1 go test -race -timeout 20m $(PARTS)
+race: build previous ## All tests, race detector on; parts mostly wait, so three at once; those that use the whole machine one after another, and always anew
+	@CGO_ENABLED=1 go test -race -p 3 -timeout 20m $(PARTS)
 	@CGO_ENABLED=1 go test -race -count=1 -timeout 20m -p 1 ./tests/...
 
 .PHONY: unit
