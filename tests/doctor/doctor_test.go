@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -154,17 +155,11 @@ func (s *site) run(t *testing.T, d damage, code int) {
 	}
 	begun := time.Now()
 	must(t, p.Start(t.Context()))
+	if d.late || d.rule == "record-of-event" {
+		settled(t, p, begun)
+	}
 	if d.late {
 		d.do(t, p.Data)
-	}
-	if d.rule == "record-of-event" { // what is on its way into the log would make the numbers agree
-		must(t, lab.Await(t.Context(), 10*time.Second, "the CRL of this start to be recorded", func() error {
-			list, err := p.Do(t.Context(), "audit", "list", "--type", "issuer.authority.crl_signed", "--since", begun.Format(time.RFC3339Nano), "--no-headers")
-			if err == nil && !strings.Contains(list, "crl_signed") {
-				err = errors.New("it is not there")
-			}
-			return err
-		}))
 	}
 	args := []string{"doctor", "-o", "json", "--grace", "400ms", "--keep", filepath.Join(p.Data, "kept.json")}
 	if d.full {
@@ -238,16 +233,21 @@ func edit(path, old, text string) error {
 // cut takes the log back to where it was before doctor saw it last.
 func (s *site) cut(t *testing.T) {
 	p := s.plane(t)
+	begun := time.Now()
 	must(t, p.Start(t.Context()))
 	ok(p.Apply(t.Context(), "kind: Identity\nname: late\nowner: a@example.com\npurpose: test\nnames: {dns: [late.example.com]}\n"))(t)
-	kept := filepath.Join(s.Dir, "late.json")
 	must(t, lab.Await(t.Context(), 20*time.Second, "the late record", func() error {
-		r, err := p.CLI(t.Context(), "doctor", "--keep", kept)
-		if err == nil && (r.Code != sound || !strings.Contains(r.Stdout, "signature")) {
-			err = errors.New(r.Stdout)
+		list, err := p.Do(t.Context(), "audit", "list", "--no-headers")
+		if err == nil && !strings.Contains(list, "identities/late") {
+			err = errors.New("it is not there")
 		}
 		return err
 	}))
+	settled(t, p, begun)
+	kept := filepath.Join(s.Dir, "late.json")
+	if r := ok(p.CLI(t.Context(), "doctor", "--keep", kept))(t); r.Code != sound || !strings.Contains(r.Stdout, "signature") {
+		t.Fatalf("exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
+	}
 	must(t, p.Stop())
 	old := s.plane(t)
 	must(t, old.Start(t.Context()))
@@ -255,6 +255,30 @@ func (s *site) cut(t *testing.T) {
 	if r.Code != unsound || !strings.Contains(r.Stdout, "log-continues") {
 		t.Errorf("exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
 	}
+}
+
+// settled waits until the log has what a start brings, a new CRL, and a checkpoint has all of the log: what is still on its way
+// would make the numbers of a damaged store agree, or write a damaged file anew.
+func settled(t *testing.T, p *lab.Plane, begun time.Time) {
+	t.Helper()
+	must(t, lab.Await(t.Context(), 20*time.Second, "the CRL of this start to be recorded", func() error {
+		list, err := p.Do(t.Context(), "audit", "list", "--no-headers", "--limit", "0")
+		if err != nil {
+			return err
+		}
+		fresh, err := p.Do(t.Context(), "audit", "list", "--no-headers", "--type", "issuer.authority.crl_signed", "--since", begun.Format(time.RFC3339Nano))
+		if err != nil || fresh == "" {
+			return errors.Join(err, errors.New("it is not there"))
+		}
+		checkpoint, err := os.ReadFile(filepath.Join(p.Data, "audit", "log", "checkpoint"))
+		if err != nil {
+			return err
+		}
+		if size, err := strconv.Atoi(strings.Split(string(checkpoint), "\n")[1]); err != nil || size < strings.Count(list, "\n") {
+			return fmt.Errorf("the checkpoint has %d records: %w", size, err)
+		}
+		return nil
+	}))
 }
 
 var planes atomic.Int32
