@@ -199,11 +199,11 @@ func (w *world) told(what string) []*eventv1.Event {
 func (w *world) eventually(what string, ok func() bool) {
 	w.t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
-	for !ok() {
+	for pause := 5 * time.Millisecond; !ok(); pause = min(pause+pause/4, 100*time.Millisecond) { // callers are rationed
 		if time.Now().After(deadline) {
 			w.t.Fatalf("after 30 s: %s", what)
 		}
-		<-time.After(5 * time.Millisecond)
+		<-time.After(pause)
 	}
 }
 
@@ -802,7 +802,9 @@ func (w *world) await(id string, state issuerv1.RequestState) *issuerv1.Request 
 	w.t.Helper()
 	var r *issuerv1.Request
 	w.eventually("request "+id+" is "+state.String(), func() bool {
-		r = w.request(id)
+		if r = w.request(id); r.GetState() == stateRefused && state != stateRefused {
+			w.t.Fatalf("request %s is refused: %s %s", id, r.GetReason(), r.GetMessage())
+		}
 		return r.GetState() == state
 	})
 	return r

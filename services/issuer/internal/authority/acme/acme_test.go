@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -225,6 +226,19 @@ func (q *request) until(s issuance.State) authority.Progress {
 	return last
 }
 
+// untilTriggered steps until the CA is about to be told that the host answers.
+func (q *request) untilTriggered() {
+	q.t.Helper()
+	q.until(issuance.Ordered)
+	for len(q.challenges) == 0 || q.challenges[0].State != issuance.Triggered {
+		p, err := q.step()
+		if err != nil {
+			q.t.Fatal(err)
+		}
+		q.apply(p)
+	}
+}
+
 func (q *request) fails(want fault.Kind, reason string) *fault.Error {
 	q.t.Helper()
 	p, err := q.step()
@@ -361,6 +375,34 @@ func TestLostOrderIsTakenUp(t *testing.T) {
 	}
 	q.until(issuance.Issued)
 	again.until(issuance.Issued)
+}
+
+// The host's second report takes the request from a worker that tells the CA to look at this very moment.
+func TestValidationBegunByAnother(t *testing.T) {
+	l := newLab(t, pebbletest.Options{})
+	q := l.request("a.example.com")
+	q.untilTriggered()
+	if _, err := q.step(); err != nil { // tells it
+		t.Fatal(err)
+	}
+	status := regexp.MustCompile(`"status": *"(ready|processing|valid)"`)
+	before := func(body []byte) []byte { return status.ReplaceAll(body, []byte(`"status": "pending"`)) }
+	l.Inject(pebbletest.Fault{Path: pebbletest.Order, Times: 1, Rewrite: before})
+	l.Inject(pebbletest.Fault{Path: pebbletest.Authorization, Times: 1, Rewrite: before})
+	told := l.Hits(pebbletest.Challenge)
+	p, err := q.step()
+	if err != nil || p.Event != "" || l.Hits(pebbletest.Challenge) != told+1 {
+		t.Fatalf("got %+v and %v, told %d times more", p, err, l.Hits(pebbletest.Challenge)-told)
+	}
+	q.until(issuance.Issued)
+	if n := l.Issued(); n != 1 {
+		t.Errorf("%d certificates", n)
+	}
+	// What the CA refuses otherwise remains refused.
+	other := l.request("b.example.com")
+	other.untilTriggered()
+	l.Inject(pebbletest.Fault{Path: pebbletest.Challenge, Times: 1, Status: 400, Type: "malformed", Detail: "no"})
+	_ = other.fails(fault.Permanent, ReasonRefused)
 }
 
 func TestFailedValidation(t *testing.T) {

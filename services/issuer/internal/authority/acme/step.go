@@ -226,14 +226,37 @@ func (f *flow) authorizations(got legoacme.ExtendedOrder) (authority.Progress, e
 			if ch.Status != legoacme.StatusPending {
 				continue
 			}
-			if _, err := f.Challenges.New(ch.URL); err != nil {
-				return authority.Progress{}, f.ca.classify(err)
+			if err := f.validate(url, ch.URL); err != nil {
+				return authority.Progress{}, err
 			}
 			p.After = max(p.After, f.way.asked())
 		}
 	}
 	p.Wait = waiting > 0 && asked == 0
 	return p, nil
+}
+
+// validate tells the CA that the host answers. A worker from whom the request was taken may have told it a moment ago, and some
+// CAs call the second time malformed: what they refuse is looked at again.
+func (f *flow) validate(authorization, challenge string) error {
+	_, err := f.Challenges.New(challenge)
+	if err == nil {
+		return nil
+	}
+	why := f.ca.classify(err)
+	if fault.KindOf(why) != fault.Permanent {
+		return why
+	}
+	az, err := f.Authorizations.Get(authorization)
+	if err != nil {
+		return f.ca.classify(err)
+	}
+	if az.Status != legoacme.StatusPending || slices.ContainsFunc(az.Challenges, func(c legoacme.Challenge) bool {
+		return c.URL == challenge && c.Status != legoacme.StatusPending
+	}) {
+		return nil // it has begun
+	}
+	return why
 }
 
 // presented reports that a host was asked to answer for an authorization and has not said anything yet.
