@@ -167,7 +167,7 @@ func TestSeenOfAllWorkers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sight := l.Verify(t.Context(), fresh.Leaf(), 300*time.Millisecond, false); sight.View != connector.Wrong {
+	if sight := l.Verify(t.Context(), fresh.Leaf(), time.Second, false); sight.View != connector.Wrong {
 		t.Errorf("%v, while every second connection meets an old worker", sight)
 	}
 	if asked.Load() < 3 {

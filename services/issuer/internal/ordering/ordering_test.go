@@ -201,7 +201,7 @@ func (p *process) submit(id string, csr *pki.CSR) {
 
 func (p *process) await(id string, state issuance.State) issuance.Request {
 	p.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for {
 		r, err := p.store.Request(p.t.Context(), id)
 		if err != nil {
