@@ -55,13 +55,30 @@ func TestSnapshotReplaces(t *testing.T) {
 	w.Up()
 	r := w.Report(2)
 	w.want(r, served, "")
-	if r.GetAssignment() != "a2" {
+	if r.GetAssignment() != "a2" { // about the old one there is nothing to tell
 		t.Errorf("%v", r)
 	}
 	w.Await("the old one to be forgotten", func() bool {
 		entries, err := os.ReadDir(filepath.Join(w.cfg.StateDir, "progress"))
 		return err == nil && len(entries) == 1
 	})
+}
+
+// A server with another session was restored, perhaps to a time before the report: it is told again, once, under the same id.
+func TestNewSessionIsToldAgain(t *testing.T) {
+	w := newWorld(t, agenttest.Config{})
+	w.start()
+	first := w.Report(1)
+	w.Down()
+	w.Up()
+	w.quiet(1) // the session is the same
+	w.Down()
+	w.Forget()
+	w.Up()
+	if again := w.Report(2); again.GetReportId() != first.GetReportId() || again.GetOutcome() != first.GetOutcome() {
+		t.Errorf("%v after %v", again, first)
+	}
+	w.quiet(2)
 }
 
 func TestReportsKeepTheirID(t *testing.T) {

@@ -109,7 +109,7 @@ const (
 // if none was made; until is when to decide again, zero for when something
 // changes.
 func Decide(a Assignment, last *apply.Report, now time.Time) (step Step, until time.Time) {
-	over := last != nil && last.Generation == a.Generation && last.Attempt == a.Attempt && !setBack(a, last)
+	over := Over(a, last)
 	switch {
 	case over && len(a.Chain) > 0 && (last.Outcome == apply.Served || last.Outcome == apply.Installed || last.Outcome == apply.Drifted):
 		return Watch, time.Time{}
@@ -123,6 +123,11 @@ func Decide(a Assignment, last *apply.Report, now time.Time) (step Step, until t
 		return HoldKey, time.Time{}
 	}
 	return SubmitCSR, time.Time{}
+}
+
+// Over says whether the report is the end of this very attempt.
+func Over(a Assignment, last *apply.Report) bool {
+	return last != nil && last.Generation == a.Generation && last.Attempt == a.Attempt && !setBack(a, last)
 }
 
 // setBack says whether the server asks for an attempt anew that it has had a

@@ -71,10 +71,11 @@ type Config struct {
 // Reconciler does the work. Run is its one goroutine.
 type Reconciler struct {
 	Config
-	wake  chan struct{}
-	csrs  map[string]*handIn // by assignment
-	said  map[string]string  // the last trouble logged, by assignment
-	swept bool               // keys of assignments that are no more are erased
+	wake    chan struct{}
+	csrs    map[string]*handIn // by assignment
+	said    map[string]string  // the last trouble logged, by assignment
+	swept   bool               // keys of assignments that are no more are erased
+	session string             // the server's that has every report
 }
 
 // handIn is how far the CSR of an assignment has come.
@@ -90,7 +91,8 @@ func New(cfg Config) (*Reconciler, error) {
 		cfg.Submit == nil || cfg.Interval <= 0 || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("reconcile: incomplete configuration")
 	}
-	return &Reconciler{Config: cfg, wake: make(chan struct{}, 1), csrs: map[string]*handIn{}, said: map[string]string{}}, nil
+	session, _ := cfg.Desired.Resume()
+	return &Reconciler{Config: cfg, wake: make(chan struct{}, 1), csrs: map[string]*handIn{}, said: map[string]string{}, session: session}, nil
 }
 
 // Wake has it look again soon: the desired state has changed.
@@ -135,6 +137,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 
 // pass takes one step for each assignment and says when the next is due.
 func (r *Reconciler) pass(ctx context.Context, watch bool) (next time.Time) {
+	r.retell(ctx)
 	desired := map[string]bool{}
 	for _, message := range r.Desired.Assignments() {
 		desired[message.GetId()] = true
@@ -158,6 +161,26 @@ func (r *Reconciler) pass(ctx context.Context, watch bool) (next time.Time) {
 	}
 	r.sweep(ctx, desired)
 	return next
+}
+
+// retell sends the latest reports again to a server whose session is another one than before: restored from a backup, it may know
+// of an attempt and not of its end. One that has a report passes it over.
+func (r *Reconciler) retell(ctx context.Context) {
+	session, _ := r.Desired.Resume()
+	if session == "" || session == r.session {
+		return
+	}
+	first := r.session == ""
+	r.session = session
+	if first {
+		return
+	}
+	for _, m := range r.Desired.Assignments() {
+		last := r.Progress.Last(m.GetId())
+		if a, _ := plan.Parse(m); plan.Over(a, last) { // what cannot be parsed was reported too
+			r.Spool.Put(ctx, message(*last))
+		}
+	}
 }
 
 // sweep erases, once after a start, the keys of assignments that were forgotten when the agent was stopped, or that were withdrawn
