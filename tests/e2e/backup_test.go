@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -196,6 +197,66 @@ func (w *world) wantBrokenRefused(t *testing.T, file string) {
 	}
 }
 
+// TestBackupWithPostgres is TestBackupAndRestore where PostgreSQL holds the databases: its own tools and the command take turns, in
+// the order that docs/backup.md gives, while renewals go on between the steps.
+func TestBackupWithPostgres(t *testing.T) {
+	t.Parallel()
+	servers := lab.New(t.TempDir(), "")
+	t.Cleanup(servers.Close)
+	dsn, other := ok(servers.Postgres(t.Context(), "postgres"))(t), ok(servers.Postgres(t.Context(), "other"))(t)
+	w := newWorld(t, fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", dsn))
+	h := w.nginx(t, "one", "")
+	h.deploy(t, "corp")
+	h.healthy(t, 1)
+	ok(w.plane.Token(t.Context(), "late"))(t) // never used: the restore revokes it
+
+	file, audit, services := filepath.Join(w.Dir, "backup.tar.gz"), filepath.Join(w.Dir, "audit.dump"), filepath.Join(w.Dir, "services.dump")
+	w.wantCode(t, 2, "--without-databases", append([]string{"backup", "--out", file}, w.site(w.plane.Data)...)...)
+	h.renew(t) // under way from one step to the next
+	w.tool(t, "pg_dump", "-Fc", "-n", "audit", "-f", audit, dsn)
+	h.healthy(t, 2)
+	h.renew(t)
+	made := w.backup(t, file, "--without-databases")
+	h.healthy(t, 3)
+	h.renew(t)
+	w.tool(t, "pg_dump", "-Fc", "-n", "inventory", "-n", "deployer", "-n", "issuer", "-f", services, dsn)
+	w.do(t, "backup", "verify", file)
+	h.healthy(t, 4)
+	w.plane.Kill()
+
+	// All is lost but that.
+	for _, dump := range []string{audit, services} {
+		w.tool(t, "pg_restore", "--exit-on-error", "--no-owner", "-d", other, dump)
+	}
+	address := w.plane.Address
+	w.plane = ok(w.NewPlane("restored", lab.ServeOptions{Address: address, Config: tuning + fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", other)}))(t)
+	w.do(t, "restore", file, "--data", w.plane.Data, "--config", filepath.Join(w.Dir, "restored.yaml"))
+	must(t, w.plane.Start(t.Context()))
+
+	h.healthy(t, 4) // which the services' dump knows to be wanted, and not yet to be served
+	h.settled(t)
+	h.trusted(t, w.root(t, "corp"))
+	if restored := w.awaitRecord(t, "deployer.store.restored", "", ""); restored.Facts["tokens_revoked"] != "1" {
+		t.Errorf("recorded %+v", restored)
+	}
+	checkpoint := filepath.Join(w.Dir, "backup.checkpoint")
+	must(t, os.WriteFile(checkpoint, ok(exec.CommandContext(t.Context(), "tar", "-xzOf", file, "audit/log/checkpoint").Output())(t), 0o600))
+	key := strings.TrimSpace(w.do(t, "audit", "key"))
+	w.do(t, "audit", "verify", "--key", key, "--older", checkpoint, filepath.Join(w.plane.Data, "audit"))
+	if made.Log.Size == 0 {
+		t.Error("the backup has no records")
+	}
+	w.awaitSound(t)
+}
+
+// tool runs a program of PostgreSQL's.
+func (w *world) tool(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if r := ok(w.Run(t.Context(), lab.Command{Path: name, Args: args}))(t); r.Code != 0 {
+		t.Fatalf("%s: exit code %d: %s", name, r.Code, r.Stderr)
+	}
+}
+
 // TestBackupIsEncrypted for the key given, and for no other.
 func TestBackupIsEncrypted(t *testing.T) {
 	t.Parallel()
@@ -219,7 +280,7 @@ func TestBackupIsEncrypted(t *testing.T) {
 }
 
 // TestBackupKilled: neither a backup nor a restore that is killed leaves anything that passes for a whole one, and the next backup
-// removes what one has left, but not what one that is at work has there.
+// or look into one removes what one has left, but not what one that is at work has there.
 func TestBackupKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "")
@@ -228,7 +289,19 @@ func TestBackupKilled(t *testing.T) {
 	program := filepath.Join(w.Bin, "sallyport")
 	r := rand.New(rand.NewPCG(*seed, 3))
 	t.Logf("seed %d", *seed)
-	w.leftBehind(t, program)
+	backups := filepath.Join(w.Dir, "backups")
+	named := func(name string) string { return filepath.Join(backups, name+".tar.gz") }
+	w.leftBehind(t, backups, func(name string) []string {
+		return append([]string{"backup", "--out", named(name)}, w.site(w.plane.Data)...)
+	}, func() { w.backup(t, named("next")) })
+	w.do(t, "backup", "verify", named("stopped-backups"))
+	looks := filepath.Join(w.Dir, "looks")
+	w.leftBehind(t, looks, func(string) []string { return []string{"backup", "verify", file} }, func() {
+		r := ok(w.Run(t.Context(), lab.Command{Path: program, Args: []string{"backup", "verify", file}, Env: []string{"TMPDIR=" + looks}}))(t)
+		if r.Code != 0 {
+			t.Errorf("backup verify: exit code %d: %s", r.Code, r.Stderr)
+		}
+	})
 	for n := range 8 {
 		out, to := filepath.Join(w.Dir, fmt.Sprintf("killed-%d.tar.gz", n)), filepath.Join(w.Dir, fmt.Sprintf("killed-%d", n))
 		for name, args := range map[string][]string{
@@ -257,15 +330,16 @@ func TestBackupKilled(t *testing.T) {
 	}
 }
 
-// leftBehind stops a backup half-way, and kills another.
-func (w *world) leftBehind(t *testing.T, program string) {
+// leftBehind stops a command half-way, kills another, and wants the next to remove what the killed one has left in dir, and nothing
+// else.
+func (w *world) leftBehind(t *testing.T, dir string, args func(name string) []string, next func()) {
 	t.Helper()
-	dir := filepath.Join(w.Dir, "backups")
 	must(t, os.Mkdir(dir, 0o700))
-	left := func(name string) []string { return ok(filepath.Glob(filepath.Join(dir, "."+name+".tar.gz*")))(t) }
+	left := func() []string { return ok(filepath.Glob(filepath.Join(dir, ".*.part-*")))(t) }
 	begin := func(name string) *lab.Process {
-		p := ok(w.Start(lab.Command{Name: name, Path: program, Args: append([]string{"backup", "--out", filepath.Join(dir, name+".tar.gz")}, w.site(w.plane.Data)...)}))(t)
-		for len(ok(filepath.Glob(filepath.Join(dir, "."+name+".tar.gz.part-*", "backup")))(t)) == 0 {
+		before := len(left())
+		p := ok(w.Start(lab.Command{Name: name, Path: filepath.Join(w.Bin, "sallyport"), Args: args(name), Env: []string{"TMPDIR=" + dir}}))(t)
+		for len(ok(filepath.Glob(filepath.Join(dir, ".*.part-*", "lock")))(t)) == before {
 			if !p.Running() {
 				t.Fatalf("%s was done before it was seen: %s", name, p.Output())
 			}
@@ -273,24 +347,24 @@ func (w *world) leftBehind(t *testing.T, program string) {
 		must(t, p.Signal(syscall.SIGSTOP))
 		return p
 	}
-	stopped, killed := begin("stopped"), begin("killed")
-	killed.Kill()
-	if len(left("stopped")) == 0 || len(left("killed")) == 0 {
-		t.Fatalf("nothing to be removed: %v, %v", left("stopped"), left("killed"))
+	stopped := begin("stopped-" + filepath.Base(dir))
+	at := left()
+	begin("killed-" + filepath.Base(dir)).Kill()
+	if len(left()) != 2 {
+		t.Fatalf("left of the stopped one and the killed one: %v", left())
 	}
-	w.backup(t, filepath.Join(dir, "next.tar.gz"))
-	if found := append(left("killed"), left("next")...); len(found) > 0 {
-		t.Errorf("left behind: %v", found)
+	next()
+	if found := left(); !slices.Equal(found, at) {
+		t.Errorf("left behind: %v, of the one at work is %v", found, at)
 	}
 	must(t, stopped.Signal(syscall.SIGCONT))
-	w.await(t, "the stopped backup to be done", func() error {
+	w.await(t, "the stopped one to be done", func() error {
 		if stopped.Running() {
 			return errors.New("it is not")
 		}
 		return nil
 	})
-	if found := left("stopped"); stopped.ExitCode() != 0 || len(found) > 0 {
+	if found := left(); stopped.ExitCode() != 0 || len(found) > 0 {
 		t.Errorf("the one at work ended with %d and left %v: %s", stopped.ExitCode(), found, stopped.Output())
 	}
-	w.do(t, "backup", "verify", filepath.Join(dir, "stopped.tar.gz"))
 }

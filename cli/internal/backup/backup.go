@@ -113,7 +113,7 @@ func Create(ctx context.Context, o Options) (*Manifest, error) {
 	if _, err := os.Lstat(o.Out); err == nil {
 		return nil, exit.Errorf(exit.Usage, "%s exists already: choose another name", o.Out)
 	}
-	work, err := newWorkspace(o.Out)
+	work, err := newWorkspace(filepath.Dir(o.Out), filepath.Base(o.Out), ofBackups)
 	if err != nil {
 		return nil, trust.Disk(exit.With(exit.Data, fmt.Errorf("making the backup: %w", err)))
 	}

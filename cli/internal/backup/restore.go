@@ -63,13 +63,15 @@ func Restore(ctx context.Context, o RestoreOptions) (*Manifest, error) {
 	return m, nil
 }
 
-// Verify looks whether a backup could be restored. It unpacks it in a temporary directory.
+// Verify looks whether a backup could be restored. It unpacks it in a temporary directory; what one that was killed has left
+// there goes with the next.
 func Verify(ctx context.Context, o RestoreOptions) (*Manifest, error) {
-	dir, err := os.MkdirTemp("", "sallyport-verify-")
+	w, err := newWorkspace(os.TempDir(), "sallyport-verify", ofVerify)
 	if err != nil {
 		return nil, trust.Disk(exit.With(exit.Data, err))
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	defer w.remove()
+	dir := w.dir
 	kek := o.Places.KEK
 	o.Places = datadir.Places{Data: dir, KEK: filepath.Join(dir, datadir.FileKEK), Audit: filepath.Join(dir, datadir.DirAudit),
 		Secrets: filepath.Join(dir, datadir.DirSecrets), Databases: map[string]string{}}

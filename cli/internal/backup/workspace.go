@@ -3,30 +3,34 @@ package backup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"syscall"
 )
 
-// workspace is a folder beside the backup for what is made on the way. Its maker holds a lock on a file in it for as long as it
+// workspace is a folder for what is made on the way, beside the backup or where there is room to look into one. Its maker holds a lock on a file in it for as long as it
 // lives, so that what a killed one has left can be told from the work of another, and removed.
 type workspace struct {
 	dir  string
 	lock *os.File
 }
 
-var workspaceName = regexp.MustCompile(`^\..+\.part-[0-9]+$`)
+// Which workspaces are removed when their makers are dead. Where backups are looked into others have theirs too.
+var (
+	ofBackups = regexp.MustCompile(`^\..+\.part-[0-9]+$`)
+	ofVerify  = regexp.MustCompile(`^\.sallyport-verify\.part-[0-9]+$`)
+)
 
 const workspaceLock = "lock"
 
-// newWorkspace makes one for the backup out, after removing those beside it whose makers are dead.
-func newWorkspace(out string) (*workspace, error) {
-	beside := filepath.Dir(out)
-	if err := removeLeft(beside); err != nil {
-		return nil, fmt.Errorf("removing what a backup that was broken off has left: %w", err)
+// newWorkspace makes one in a folder for the file of that name, after removing those there whose makers are dead.
+func newWorkspace(in, name string, left *regexp.Regexp) (*workspace, error) {
+	if err := removeLeft(in, left); err != nil {
+		return nil, fmt.Errorf("removing what was left when one before was broken off: %w", err)
 	}
-	dir, err := os.MkdirTemp(beside, "."+filepath.Base(out)+".part-")
+	dir, err := os.MkdirTemp(in, "."+name+".part-")
 	if err != nil {
 		return nil, err
 	}
@@ -57,14 +61,14 @@ func (w *workspace) remove() {
 	_ = w.lock.Close()
 }
 
-func removeLeft(beside string) error {
-	entries, err := os.ReadDir(beside)
+func removeLeft(in string, left *regexp.Regexp) error {
+	entries, err := os.ReadDir(in)
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
-		if e.IsDir() && workspaceName.MatchString(e.Name()) {
-			if err := removeDead(filepath.Join(beside, e.Name())); err != nil {
+		if e.IsDir() && left.MatchString(e.Name()) && ours(e) {
+			if err := removeDead(filepath.Join(in, e.Name())); err != nil {
 				return err
 			}
 		}
@@ -72,7 +76,17 @@ func removeLeft(beside string) error {
 	return nil
 }
 
-// removeDead removes a workspace, unless its maker lives, or it is none, or somebody else's.
+// ours says that it belongs to this user: in a folder for all, others may lay out anything.
+func ours(e fs.DirEntry) bool {
+	info, err := e.Info()
+	if err != nil {
+		return false // gone
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid()
+}
+
+// removeDead removes a workspace, unless its maker lives, or it is none.
 func removeDead(dir string) error {
 	lock, err := os.OpenFile(filepath.Join(dir, workspaceLock), os.O_RDWR|syscall.O_NOFOLLOW, 0)
 	if err != nil {
