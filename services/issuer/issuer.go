@@ -189,7 +189,7 @@ func openBox(ctx context.Context, path string, st *store.Store) (*secret.Box, er
 	var box *secret.Box
 	if sealed {
 		box, err = secret.Open(path)
-	} else if box, err = secret.Create(path); err != nil {
+	} else if box, err = secret.Create(path); secret.Refused(err) {
 		box, err = secret.Open(path) // it is there: another replica, or an operator, was first
 	}
 	if err != nil {

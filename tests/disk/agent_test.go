@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -13,18 +14,22 @@ import (
 	"github.com/sallyport-pki/sallyport/tests/lab"
 )
 
-// agentFailures are met by an agent that renews a certificate. A path is a folder of its state, or one beside the web server.
+// agentFailures are met by an agent that renews a certificate. A path is a folder of its state, one beside the web server, or a
+// name that a call is given in there.
 var agentFailures = []struct {
 	name, calls, do, path string
 	// says is in its log.
 	says string
+	// and it goes on: the certificate is served and the report reaches the control plane all the same.
+	goesOn bool
 }{
-	{"a key cannot be synced", "fsync", "error=EIO:when=1..4", "state/keys", "STATE_NOT_WRITABLE"},
-	{"a step cannot be noted", "fsync", "error=EIO:when=1..4", "state/journal", "STATE_NOT_WRITABLE"},
-	{"a report cannot be kept", "fsync", "error=EIO:when=1..4", "state/spool", "kept in memory"},
-	{"no room where the server reads", "write", "error=ENOSPC", "tls/.site.key.sallyport-new", "DISK_FULL"},
-	{"the server's folder does not sync", "fsync", "error=EIO:when=1..2", "tls", "input/output error"},
-	{"a file cannot get its place", "renameat", "error=EIO:when=1", "tls", "input/output error"},
+	{"a key cannot be synced", "fsync", "error=EIO:when=1..4", "state/keys", "STATE_NOT_WRITABLE", false},
+	{"a step cannot be noted", "fsync", "error=EIO:when=1..4", "state/journal", "STATE_NOT_WRITABLE", false},
+	{"a report cannot be kept", "fsync", "error=EIO:when=1..4", "state/spool", "kept in memory", true},
+	{"no room where the server reads", "write", "error=ENOSPC", "tls/.site.key.sallyport-new", "DISK_FULL", false},
+	{"the server's folder does not sync", "fsync", "error=EIO:when=1..2", "tls", "input/output error", false},
+	{"a file cannot get its place", "renameat", "error=EIO:when=1", "tls", "input/output error", false},
+	{"the second file cannot get its place", "renameat", "error=EIO", ".site.pem.sallyport-new", "input/output error", false},
 }
 
 // TestAgentFailures lets system calls of an agent fail while it renews. It says what is wrong, to its log and to the control plane
@@ -36,9 +41,12 @@ func TestAgentFailures(t *testing.T) {
 	s.serves(t, deployer, generation)
 	for _, f := range agentFailures {
 		t.Run(f.name, func(t *testing.T) {
-			path := filepath.Join(filepath.Dir(s.host.State), f.path)
-			if strings.HasPrefix(f.path, "tls") {
-				path = filepath.Join(s.web.TLSDir, strings.TrimPrefix(f.path, "tls"))
+			path := f.path
+			switch top, below, _ := strings.Cut(f.path, "/"); top {
+			case "tls":
+				path = filepath.Join(s.web.TLSDir, below)
+			case "state":
+				path = filepath.Join(s.host.State, below)
 			}
 			// The agent opens folders and works from there.
 			must(t, s.host.Stop())
@@ -53,6 +61,13 @@ func TestAgentFailures(t *testing.T) {
 				}
 				return nil
 			})
+			s.await(t.Context(), t, "a whole pair to be in place", func() error {
+				_, err := tls.LoadX509KeyPair(s.web.Certificate, s.web.Key)
+				return err
+			})
+			if f.goesOn {
+				s.await(t.Context(), t, "the report", func() error { return s.served(t.Context(), t, deployer, generation) })
+			}
 			s.host.KillAll() // as a power cut would find it
 			s.host.Through = nil
 			must(t, s.host.Start())

@@ -75,8 +75,8 @@ var attempt = regexp.MustCompile(`-[0-9]+$`)
 // other is so.
 func (s *site) doctor(t *testing.T) {
 	t.Helper()
-	out, err := s.plane.Do(t.Context(), "doctor", "--grace", "45s", "--keep", filepath.Join(s.Logs, "kept"))
-	if err != nil {
-		t.Errorf("%v\n%s", err, out)
+	r := ok(s.plane.CLI(t.Context(), "doctor", "--grace", "45s", "--keep", filepath.Join(s.Logs, "kept")))(t)
+	if r.Code != 0 {
+		t.Errorf("sallyport doctor: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
 }

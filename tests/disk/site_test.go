@@ -60,8 +60,14 @@ func newSite(t *testing.T, prefix ...string) *site {
 // begin starts all that newSite starts.
 func (s *site) begin(t *testing.T, config string, prefix ...string) *site {
 	t.Helper()
+	s.plane = ok(s.Serve(t.Context(), "control", lab.ServeOptions{Config: config, Prefix: prefix}))(t)
+	return s.settle(t, prefix...)
+}
+
+// settle has a control plane that runs issue for a web server.
+func (s *site) settle(t *testing.T, prefix ...string) *site {
+	t.Helper()
 	ctx := t.Context()
-	s.plane = ok(s.Serve(ctx, "control", lab.ServeOptions{Config: config, Prefix: prefix}))(t)
 	ok(s.plane.Apply(ctx, "kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n---\n"+
 		"kind: Profile\nname: corp\nauthority: corp\nlifetime: 90d\nkey_types: [ecdsa-p256]\nusages: [server_auth]\nallowed_domains: [example.com]\n"))(t)
 	s.web = ok(s.Nginx(ctx, "nginx", "web.example.com"))(t)

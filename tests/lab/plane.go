@@ -23,6 +23,8 @@ type Plane struct {
 	Data string
 	// Address is where it serves.
 	Address string
+	// At are the services that listen elsewhere, where the control plane is several daemons.
+	At map[string]string
 	// Through is put before the program, and not before the command line, when it is started the next time.
 	Through []string
 
@@ -155,7 +157,11 @@ func (p *Plane) Dial(service string) (*grpc.ClientConn, error) {
 		return nil, err
 	}
 	p.lab.OnClose(func() { source.Close() })
-	conn, err := rpc.Dial(rpc.ClientConfig{Address: p.Address, Service: service, Source: source})
+	address := p.Address
+	if at := p.At[service]; at != "" {
+		address = at
+	}
+	conn, err := rpc.Dial(rpc.ClientConfig{Address: address, Service: service, Source: source})
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,7 @@ func (w *world) daemons(dsn string) {
 		w.at[service] = address(w)
 	}
 	w.plane = ok(w.NewPlane("control", lab.ServeOptions{Address: w.at["deployer"]}))(w.t)
+	w.plane.At = w.at
 	w.log = filepath.Join(w.plane.Data, "log")
 	trust := filepath.Join(w.plane.Data, "trust")
 	must(w.t, os.MkdirAll(w.plane.Data, 0o700))

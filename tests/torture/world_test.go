@@ -167,9 +167,7 @@ func (w *world) postgres() string {
 
 // dial connects to a service as an operator.
 func (w *world) dial(service string) *grpc.ClientConn {
-	plane := *w.plane
-	plane.Address = w.at[service]
-	conn := ok(plane.Dial(service))(w.t)
+	conn := ok(w.plane.Dial(service))(w.t)
 	w.conns = append(w.conns, conn)
 	return conn
 }

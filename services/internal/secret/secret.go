@@ -64,7 +64,7 @@ func create(path string, data []byte) error {
 		return fmt.Errorf("writing key file %s: %w", path, err)
 	}
 	if err := os.Link(f.Name(), path); errors.Is(err, fs.ErrExist) {
-		return fault.New(fault.Precondition, "KEY_FILE_REFUSED", "key file %s exists already: what is encrypted under it would be lost", path)
+		return refuse("key file %s exists already: what is encrypted under it would be lost", path)
 	} else if err != nil {
 		return fmt.Errorf("writing key file %s: %w", path, err)
 	}
@@ -149,6 +149,11 @@ func (b *Box) Open(aad, sealed []byte) ([]byte, error) {
 	return plaintext, nil
 }
 
+const reasonRefused = "KEY_FILE_REFUSED"
+
+// Refused says that it is the file itself that is in the way: one that is there already, or cannot be used.
+func Refused(err error) bool { return err != nil && fault.Of(err).Reason == reasonRefused }
+
 func refuse(format string, args ...any) error {
-	return fault.New(fault.Precondition, "KEY_FILE_REFUSED", format, args...)
+	return fault.New(fault.Precondition, reasonRefused, format, args...)
 }
