@@ -148,13 +148,24 @@ func (w *world) rest(victims []*victim, last *victim) {
 		for _, p := range v.points {
 			for try := 0; try < 3 && !v.tally.book.reached(p); try++ {
 				w.t.Logf("%s was not killed at %s yet", v.name, p)
-				w.round(v, p, 1, reachAll)
+				w.round(v, p, 1, patienceFor(p))
 			}
 		}
 	}
 	for begun := time.Now(); time.Since(begun) < renewal && !last.tally.book.reached(last.points...); time.Sleep(100 * time.Millisecond) {
 		w.tend(last)
 	}
+}
+
+// patienceFor is longer than the lease lasts that a daemon who was killed leaves behind, where a point is one of who has it.
+func patienceFor(p crash.Point) time.Duration {
+	switch p {
+	case crash.EventsPassed, crash.EventsMarked:
+		return 20 * time.Second
+	case crash.CRLSigned, crash.CRLStored:
+		return 50 * time.Second
+	}
+	return reachAll
 }
 
 // round kills a program at a random moment, starts it with a point armed, gives it work, and starts it again when it has died.
