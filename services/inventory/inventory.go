@@ -148,9 +148,6 @@ func New(ctx context.Context, c Config, d Deps) (*Service, error) {
 	return s, nil
 }
 
-// observations is the name of the consumer of what hosts see.
-const observations = "inventory-observations"
-
 func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service, error) {
 	relay, err := event.NewRelay(event.RelayConfig{DB: st.DB(), JS: js, Service: Name, Log: d.Log})
 	if err != nil {
@@ -159,11 +156,11 @@ func build(c Config, d Deps, js jetstream.JetStream, st *store.Store) (*Service,
 	var consumers []*event.Consumer
 	var progress []check.Consumer
 	// A fleet that scans must not hold up what the other services tell: observations are consumed apart.
-	heard := map[string][]string{"inventory-facts": intake.Facts(), observations: intake.Observations()}
+	heard := map[string][]string{"inventory-facts": intake.Facts(), "inventory-observations": intake.Observations()}
 	for durable, filter := range heard {
 		consumer, err := event.NewConsumer(event.ConsumerConfig{
 			DB: st.DB(), JS: js, Durable: durable, Filter: filter, Handle: intake.Intake{Store: st, Log: d.Log}.Handle, Log: d.Log,
-			Repeatable: durable == observations, // a row for every heartbeat of every host would be most of the database
+			Repeatable: true, // a row for every heartbeat and certificate would be most of the database
 		})
 		if err != nil {
 			return nil, err

@@ -25,6 +25,7 @@ import (
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
 	"github.com/sallyport-pki/sallyport/services/inventory"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/certtest"
+	"github.com/sallyport-pki/sallyport/services/inventory/internal/store"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -290,7 +291,28 @@ func TestStory(t *testing.T) {
 			// A host may have been silent for a moment more when the clock was moved.
 			return count["inventory.identity.applied"] == 1 && count["inventory.finding.opened"] >= 3 && count["inventory.finding.closed"] == count["inventory.finding.opened"]
 		})
+		l.stop()
+		if n := l.remembered(); n != 0 {
+			t.Errorf("%d ids of events are remembered that could come again without harm", n)
+		}
 	})
+}
+
+// remembered is how many rows the inbox of the stopped service has.
+func (l *lab) remembered() (n int) {
+	l.t.Helper()
+	st, err := store.Open(l.t.Context(), l.config, l.clock.Now)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = st.Close() })
+	err = st.DB().Read(l.t.Context(), func(ctx context.Context, tx db.Tx) error {
+		return tx.QueryRow(ctx, `SELECT count(*) FROM inbox`).Scan(&n)
+	})
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	return n
 }
 
 // An event nobody can make sense of must not hold up the others.

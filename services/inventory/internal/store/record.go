@@ -45,14 +45,17 @@ func (s *Store) RecordIssued(ctx context.Context, tx db.Tx, all []catalog.Issued
 	if err := s.putIssuers(ctx, tx, issuers, true); err != nil {
 		return err
 	}
-	// What is new and nowhere has nothing yet that could be wrong with it.
+	// What is new, nowhere and not replaced has the sums it was added with, and nothing yet that could be wrong with it.
 	for part := range slices.Chunk(added, issuedAtOnce) {
 		var args []any
-		somewhere, err := texts(ctx, tx, `SELECT fingerprint FROM certificate WHERE present AND fingerprint IN `+db.In(&args, part), args...)
+		in := db.In(&args, part)
+		met, err := texts(ctx, tx, `SELECT fingerprint FROM sighting WHERE gone = 0 AND fingerprint IN `+in+`
+			UNION SELECT fingerprint FROM assigned WHERE fingerprint IN `+in+`
+			UNION SELECT replaces FROM certificate WHERE replaces <> '' AND replaces IN `+in, args...)
 		if err != nil {
 			return err
 		}
-		concerned = append(concerned, somewhere...)
+		concerned = append(concerned, met...)
 	}
 	return s.refresh(ctx, tx, concerned)
 }
@@ -81,13 +84,10 @@ func recordIssued(ctx context.Context, tx db.Tx, i catalog.Issued) (fresh bool, 
 	return false, before, err
 }
 
-// insertIssued adds a certificate that is not known yet, as it nearly always is. It may be assigned or replaced already; one that
-// is present has all its sums made afterwards.
-var insertIssued = func() string {
-	present, _, replaced := sums("CAST($1 AS TEXT)", "CAST($7 AS TEXT)")
-	return `INSERT INTO certificate (fingerprint, der, not_after, issuer, issuer_key, known, issued, identity, authority, profile, request, replaces, present, replaced)
-		VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9, $10, $11, ` + present + `, ` + replaced + `) ON CONFLICT (fingerprint) DO NOTHING`
-}()
+// insertIssued adds a certificate that is not known yet, as it nearly always is. One row a statement: SQLite would keep a journal
+// of its own for more.
+const insertIssued = `INSERT INTO certificate (fingerprint, der, not_after, issuer, issuer_key, known, issued, identity, authority, profile, request, replaces)
+	VALUES ($1, $2, $3, $4, $5, $6, $6, $7, $8, $9, $10, $11) ON CONFLICT (fingerprint) DO NOTHING`
 
 // RecordRevoked projects that a certificate was revoked. Should that ever be told twice, the first time counts.
 func (s *Store) RecordRevoked(ctx context.Context, tx db.Tx, r catalog.Revoked) error {
@@ -298,18 +298,15 @@ func (s *Store) refresh(ctx context.Context, tx db.Tx, fingerprints []string) er
 	return s.touch(ctx, tx, subjects)
 }
 
-var isPresent, isServed, isReplaced = sums("certificate.fingerprint", "certificate.identity")
-
-// sums are the expressions of what is summed up with a certificate.
-func sums(fingerprint, identity string) (present, served, replaced string) {
-	present = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = ` + fingerprint + ` AND s.gone = 0)
-		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = ` + fingerprint + `))`
-	served = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = ` + fingerprint + ` AND s.gone = 0 AND s.role = 'listener')
-		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = ` + fingerprint + ` AND a.served))`
-	replaced = `(` + identity + ` <> ''
-		AND EXISTS (SELECT 1 FROM certificate n WHERE n.replaces = ` + fingerprint + ` AND n.identity = ` + identity + `))`
-	return present, served, replaced
-}
+// What is summed up with a certificate.
+const (
+	isPresent = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = certificate.fingerprint AND s.gone = 0)
+		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = certificate.fingerprint))`
+	isServed = `(EXISTS (SELECT 1 FROM sighting s WHERE s.fingerprint = certificate.fingerprint AND s.gone = 0 AND s.role = 'listener')
+		OR EXISTS (SELECT 1 FROM assigned a WHERE a.fingerprint = certificate.fingerprint AND a.served))`
+	isReplaced = `(certificate.identity <> ''
+		AND EXISTS (SELECT 1 FROM certificate n WHERE n.replaces <> '' AND n.replaces = certificate.fingerprint AND n.identity = certificate.identity))`
+)
 
 // set sorts and drops doubles and empty texts.
 func set(values []string) []string {

@@ -238,7 +238,7 @@ func addReplacedBy(ctx context.Context, tx db.Tx, fingerprints []string, place m
 	var args []any
 	rows, err := collect(ctx, tx, func(r row, n *replacement) error { return r.Scan(&n.old, &n.by) },
 		`SELECT c.fingerprint, n.fingerprint FROM certificate n JOIN certificate c ON c.fingerprint = n.replaces AND c.identity = n.identity
-		WHERE c.identity <> '' AND n.replaces IN `+db.In(&args, fingerprints)+` ORDER BY n.issued, n.fingerprint`, args...)
+		WHERE c.identity <> '' AND n.replaces <> '' AND n.replaces IN `+db.In(&args, fingerprints)+` ORDER BY n.issued, n.fingerprint`, args...)
 	for _, n := range rows { // the last one counts
 		all[place[n.old]].ReplacedBy = n.by
 	}
