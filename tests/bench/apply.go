@@ -39,14 +39,19 @@ func (b *bench) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	token, err := plane.Token(ctx, "web")
-	if err != nil {
-		return err
-	}
 	plain := filepath.Join(b.Dir, "files")
-	extra := fmt.Sprintf("scan: {listeners: \"off\"}\nconnectors:\n%s%s  files:\n    allow: [%s]\n", site.Connector(), proxy.Connector(), b.Dir)
-	if _, err := b.Host(ctx, "web", token, lab.HostOptions{Server: plane.Address, Extra: extra}); err != nil {
-		return err
+	for host, connectors := range map[string]string{
+		"web":  site.Connector() + proxy.Connector() + "  files:\n    allow: [" + b.Dir + "]\n",
+		"edge": proxy.Connector() + proxy.InMemory(),
+	} {
+		token, err := plane.Token(ctx, host)
+		if err != nil {
+			return err
+		}
+		extra := "scan: {listeners: \"off\"}\nconnectors:\n" + connectors
+		if _, err := b.Host(ctx, host, token, lab.HostOptions{Server: plane.Address, Extra: extra}); err != nil {
+			return err
+		}
 	}
 	a := &applier{}
 	conn, err := plane.Dial("deployer")
@@ -58,23 +63,25 @@ func (b *bench) apply(ctx context.Context) error {
 		return err
 	}
 	a.inventory = inventoryv1.NewInventoryServiceClient(conn)
-	fmt.Printf("\nFrom apply to served and verified: one agent process, one deployment after the other\n")
+	fmt.Printf("\nFrom apply to served and verified: one agent process each, one deployment after the other\n")
 	for _, kind := range []struct {
-		name, connector string
-		settings        map[string]string
-		site            *lab.Site
-		reload          syscall.Signal
+		name, host, connector string
+		settings              map[string]string
+		site                  *lab.Site
+		reload                syscall.Signal
 	}{
-		{"nginx: reloaded, a client sees it", "nginx", site.Settings(), site, syscall.SIGHUP},
-		{"haproxy: reloaded, a client sees it", "haproxy", proxy.Settings(), proxy, syscall.SIGUSR2},
-		{"files: in place, nothing reloaded", "files", map[string]string{"certificate": plain + ".pem", "key": plain + ".key"}, nil, 0},
+		{"nginx: reloaded, a client sees it", "web", "nginx", site.Settings(), site, syscall.SIGHUP},
+		{"haproxy: reloaded, a client sees it", "web", "haproxy", proxy.Settings(), proxy, syscall.SIGUSR2},
+		{"haproxy: in its memory, a client sees it", "edge", "haproxy", proxy.Settings(), proxy, 0},
+		{"files: in place, nothing reloaded", "web", "files", map[string]string{"certificate": plain + ".pem", "key": plain + ".key"}, nil, 0},
 	} {
-		took, err := a.series(ctx, kind.connector, kind.settings, b.applies, kind.site)
+		target := &deployerv1.Target{Name: "site", Host: kind.host, Connector: kind.connector, Settings: kind.settings}
+		took, err := a.series(ctx, target, b.applies, kind.site)
 		if err != nil {
 			return err
 		}
 		row(kind.name, took)
-		if kind.site == nil {
+		if kind.reload == 0 {
 			continue
 		}
 		if took, err = reloads(ctx, kind.site, kind.reload, b.applies); err != nil {
@@ -86,7 +93,7 @@ func (b *bench) apply(ctx context.Context) error {
 }
 
 func row(name string, took []time.Duration) {
-	fmt.Printf("  %-38s p50 %8s   p99 %8s   max %8s   (%d times)\n", name, ms(quantile(took, 0.5)), ms(quantile(took, 0.99)), ms(quantile(took, 1)), len(took))
+	fmt.Printf("  %-40s p50 %8s   p99 %8s   max %8s   (%d times)\n", name, ms(quantile(took, 0.5)), ms(quantile(took, 0.99)), ms(quantile(took, 1)), len(took))
 }
 
 // reloads measures the server alone: another pair in its files, the signal, and then looks at the agent's pace until five in a
@@ -146,11 +153,11 @@ type applier struct {
 	inventory inventoryv1.InventoryServiceClient
 }
 
-func (a *applier) series(ctx context.Context, connector string, settings map[string]string, times int, site *lab.Site) ([]time.Duration, error) {
+func (a *applier) series(ctx context.Context, target *deployerv1.Target, times int, site *lab.Site) ([]time.Duration, error) {
 	var took []time.Duration
 	for begun := time.Now(); len(took) < times && time.Since(begun) < applyBound; {
-		name := fmt.Sprintf("%s-%d", connector, len(took))
-		one, fingerprint, err := a.once(ctx, name, &deployerv1.Target{Name: "site", Host: "web", Connector: connector, Settings: settings})
+		name := fmt.Sprintf("%s-%s-%d", target.GetHost(), target.GetConnector(), len(took))
+		one, fingerprint, err := a.once(ctx, name, target)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}

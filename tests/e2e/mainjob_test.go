@@ -20,7 +20,7 @@ func TestMainJob(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t, database(t, store))
 			t.Run("software", func(t *testing.T) {
-				for _, software := range []string{"nginx", "haproxy", "files", "acme"} {
+				for _, software := range []string{"nginx", "haproxy", "memory", "files", "acme"} {
 					t.Run(software, func(t *testing.T) {
 						t.Parallel()
 						mainJob(t, w, software)
@@ -54,6 +54,9 @@ func mainJob(t *testing.T, w *world, software string) {
 		h = w.nginx(t, "shop", "")
 	case "haproxy":
 		h = w.haproxy(t, "pay", "")
+	case "memory": // haproxy's, through its socket
+		site := ok(w.HAProxy(t.Context(), "kiosk-haproxy", "kiosk.example.com"))(t)
+		h = w.enrol(t, "kiosk", site, site.InMemory())
 	case "files": // the connector that knows nothing of the server, with a reload hook of the host's own
 		site := ok(w.Nginx(t.Context(), "app-nginx", "app.example.com"))(t)
 		h = w.enrolWith(t, "app", site, watching+enableFiles(site)+"hooks:\n  reload-web: {command: [/usr/sbin/nginx, -c, "+site.Config+", -s, reload]}\n")
@@ -73,7 +76,8 @@ func mainJob(t *testing.T, w *world, software string) {
 	}
 	h.trusted(t, roots)
 
-	clients := begin(t, h, roots)
+	clients := begin(t, h, roots) // it starts the server anew
+	workers := ok(h.site.Workers())(t)
 	keys := map[string]bool{h.keepKey(t): true}
 	last := first
 	for generation := int64(2); generation <= 3; generation++ {
@@ -86,6 +90,9 @@ func mainJob(t *testing.T, w *world, software string) {
 		last = leaf
 	}
 	clients.end(t, first, last)
+	if software == "memory" && ok(h.site.Workers())(t) != workers {
+		t.Error("haproxy was reloaded")
+	}
 	if len(keys) != 3 {
 		t.Errorf("%d keys in 3 generations", len(keys))
 	}

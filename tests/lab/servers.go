@@ -191,6 +191,19 @@ func (s *Site) Connector() string {
 	return fmt.Sprintf("  %s:\n    allow: [%s]\n    config: %s\n    pid_file: %s\n", s.Kind, s.TLSDir, s.Config, s.PIDFile)
 }
 
+// InMemory is what to add to Connector so that haproxy has certificates replaced in its memory instead of being reloaded.
+func (s *Site) InMemory() string { return "    socket: " + s.Socket + "\n" }
+
+// Workers are the processes that the master has started and that still run.
+func (s *Site) Workers() (string, error) {
+	master, err := s.Master()
+	if err != nil {
+		return "", err
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", master))
+	return string(children), err
+}
+
 // Settings are those of a target that is this site.
 func (s *Site) Settings() map[string]string {
 	if s.Kind == "haproxy" {

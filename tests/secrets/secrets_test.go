@@ -148,7 +148,7 @@ func (s *site) live(t *testing.T) {
 	hosts := []*host{
 		s.enrol(t, "shop", shop, "connectors:\n"+shop.Connector()+fmt.Sprintf("http01: {listen: %q}\n", s.challenges)),
 		s.enrol(t, "desk", desk, fmt.Sprintf("connectors: {files: {allow: [%q]}}\nhooks: {reload-web: {command: [/bin/sh, -c, %q]}}\n", desk.TLSDir, hook)),
-		s.enrol(t, "till", till, "connectors:\n"+till.Connector()),
+		s.enrol(t, "till", till, "connectors:\n"+till.Connector()+till.InMemory()),
 	}
 	settings := desk.Settings()
 	settings["reload"] = "reload-web"

@@ -15,8 +15,6 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/apply"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/connectortest"
-	"github.com/sallyport-pki/sallyport/agent/internal/connector/nginx"
-	"github.com/sallyport-pki/sallyport/agent/internal/connector/pemfile"
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
@@ -31,7 +29,7 @@ func TestMain(m *testing.M) {
 
 const name = "x.test"
 
-// lab is an nginx with an old pair, and a machine.
+// lab is a server, nginx unless said otherwise, with an old pair, and a machine.
 type lab struct {
 	*testing.T
 	*connectortest.Server
@@ -39,8 +37,9 @@ type lab struct {
 	old, new connector.Pair
 	settings map[string]string
 	state    string
-	conn     *nginx.Connector
+	conn     connector.Connector
 	machine  *apply.Machine
+	reload   syscall.Signal
 }
 
 func newLab(t *testing.T, extra string) *lab {
@@ -50,25 +49,31 @@ func newLab(t *testing.T, extra string) *lab {
 	l.old, l.new = l.ca.Pair(t, name), l.ca.Pair(t, name)
 	l.Put(l.old)
 	l.settings = map[string]string{"certificate": l.Files["certificate"], "key": l.Files["key"], "verify": l.Address}
-	l.conn = connect(t, l.TLS, l.Binary(), l.Config, l.PIDFile)
-	l.machine = machine(t, l.state, l.conn)
+	return l.connect(syscall.SIGHUP)
+}
+
+// newHAProxy is a lab whose server's certificates are replaced in memory.
+func newHAProxy(t *testing.T) *lab {
+	t.Helper()
+	dir := t.TempDir()
+	l := &lab{T: t, Server: connectortest.HAProxy(t, dir), ca: connectortest.NewCA(t), state: filepath.Join(dir, "state")}
+	l.old, l.new = l.ca.Pair(t, name), l.ca.Pair(t, name)
+	l.Put(l.old)
+	l.settings = map[string]string{"combined": l.Files["combined"], "verify": l.Address}
+	return l.connect(syscall.SIGUSR2)
+}
+
+func (l *lab) connect(reload syscall.Signal) *lab {
+	l.Helper()
+	c, err := l.order().connector()
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.conn, l.machine, l.reload = c, machine(l.T, l.state, c), reload
 	return l
 }
 
-func connect(t *testing.T, tls, binary, config, pid string) *nginx.Connector {
-	t.Helper()
-	cfg := nginx.Config{Config: pemfile.Config{Allow: []string{tls}}, Binary: binary, Main: config, PIDFile: pid}
-	if err := cfg.Validate(); err != nil {
-		t.Fatal(err)
-	}
-	c, err := nginx.New(cfg, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return c
-}
-
-func machine(t *testing.T, state string, c *nginx.Connector) *apply.Machine {
+func machine(t *testing.T, state string, c connector.Connector) *apply.Machine {
 	t.Helper()
 	journal, err := disk.OpenFolder(state, slog.New(slog.DiscardHandler))
 	if err != nil {
@@ -342,7 +347,13 @@ func TestResumeWhereNotAllowed(t *testing.T) {
 		defer func() { _ = recover() }()
 		l.machine.Install(t.Context(), l.job(), deadly{place}, l.new)
 	}()
-	reports, err := machine(t, l.state, connect(t, filepath.Join(l.Dir, "tmp"), l.Binary(), l.Config, l.PIDFile)).Resume(t.Context())
+	elsewhere := l.order()
+	elsewhere.TLS = filepath.Join(l.Dir, "tmp")
+	c, err := elsewhere.connector()
+	if err != nil {
+		t.Fatal(err)
+	}
+	reports, err := machine(t, l.state, c).Resume(t.Context())
 	if err != nil || len(reports) != 1 {
 		t.Fatalf("%+v, %v", reports, err)
 	}

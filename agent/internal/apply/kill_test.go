@@ -19,6 +19,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/apply"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
+	"github.com/sallyport-pki/sallyport/agent/internal/connector/haproxy"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/nginx"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/pemfile"
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
@@ -31,6 +32,7 @@ const victimVar = "SALLYPORT_VICTIM"
 type order struct {
 	Resume                   bool
 	TLS, Binary, Config, PID string
+	Socket                   string // HAProxy's
 	State                    string
 	Settings                 map[string]string
 	Chain                    [][]byte
@@ -47,16 +49,29 @@ func victim() {
 	os.Exit(0)
 }
 
+// connector is the one of the order's server.
+func (o order) connector() (connector.Connector, error) {
+	files := pemfile.Config{Allow: []string{o.TLS}}
+	if o.Socket != "" {
+		cfg := haproxy.Config{Config: files, Binary: o.Binary, Main: o.Config, PIDFile: o.PID, Socket: o.Socket}
+		if err := cfg.Validate(); err != nil {
+			return nil, err
+		}
+		return haproxy.New(cfg, nil)
+	}
+	cfg := nginx.Config{Config: files, Binary: o.Binary, Main: o.Config, PIDFile: o.PID}
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	return nginx.New(cfg, nil)
+}
+
 func obey() error {
 	var o order
 	if err := json.Unmarshal([]byte(os.Getenv(victimVar)), &o); err != nil {
 		return err
 	}
-	cfg := nginx.Config{Config: pemfile.Config{Allow: []string{o.TLS}}, Binary: o.Binary, Main: o.Config, PIDFile: o.PID}
-	if err := cfg.Validate(); err != nil {
-		return err
-	}
-	conn, err := nginx.New(cfg, nil)
+	conn, err := o.connector()
 	if err != nil {
 		return err
 	}
@@ -108,7 +123,7 @@ func (l *lab) order() order {
 	if err != nil {
 		l.Fatal(err)
 	}
-	o := order{TLS: l.TLS, Binary: l.Binary(), Config: l.Config, PID: l.PIDFile, State: l.state, Settings: l.settings, Key: der}
+	o := order{TLS: l.TLS, Binary: l.Binary(), Config: l.Config, PID: l.PIDFile, Socket: l.Socket, State: l.state, Settings: l.settings, Key: der}
 	for _, c := range l.new.Chain() {
 		o.Chain = append(o.Chain, c.Raw)
 	}
@@ -170,7 +185,7 @@ func (l *lab) recover(what string) (installed bool) {
 	}
 	for _, dir := range []string{l.TLS, l.state} {
 		entries, err := os.ReadDir(dir)
-		if err != nil || dir == l.TLS && len(entries) != 2 || dir == l.state && len(entries) != 0 {
+		if err != nil || dir == l.TLS && len(entries) != len(l.Files) || dir == l.state && len(entries) != 0 {
 			l.Fatalf("%s: something is left in %s: %v, %v", what, dir, entries, err)
 		}
 	}
@@ -186,7 +201,7 @@ func (l *lab) recover(what string) (installed bool) {
 func (l *lab) reset() {
 	l.Helper()
 	l.Put(l.old)
-	l.Signal(syscall.SIGHUP)
+	l.Signal(l.reload)
 	l.MustShow(l.old)
 }
 
@@ -210,6 +225,28 @@ func TestKilledAnywhere(t *testing.T) {
 		t.Errorf("%d kills, %d of them ended with the new pair: the kills do not hit what they should", kills, forward)
 	}
 	t.Logf("%d kills, %d of them ended with the new pair", kills, forward)
+}
+
+// TestKilledInMemory kills an installation while HAProxy is told to replace the pair in its memory.
+func TestKilledInMemory(t *testing.T) {
+	l := newHAProxy(t)
+	l.Start()
+	l.Handles(l.reload)
+	kills := 0
+	for _, call := range []string{"connect", "write", "renameat"} {
+		for n := 1; l.killAt(l.order(), call, n); n++ {
+			kills++
+			l.recover(fmt.Sprintf("killed at %s %d", call, n))
+			l.reset()
+			l.Handles(l.reload)
+		}
+		l.reset()
+		l.Handles(l.reload)
+	}
+	if kills < 12 {
+		t.Errorf("%d kills: they do not hit what they should", kills)
+	}
+	t.Logf("%d kills", kills)
 }
 
 // TestKilledTwice kills the recovery too.

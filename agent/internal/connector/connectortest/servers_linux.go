@@ -27,6 +27,7 @@ type Server struct {
 	Config  string // main configuration file
 	PIDFile string
 	Address string // where it serves TLS
+	Socket  string // HAProxy's, of level admin
 	// Files are the certificate files by pair part: "certificate" and "key", or
 	// "combined".
 	Files map[string]string
@@ -118,7 +119,9 @@ http {
 func HAProxy(t testing.TB, dir string) *Server {
 	t.Helper()
 	s := newServer(t, dir, map[string]string{"combined": "site.pem"})
+	s.Socket = filepath.Join(dir, "admin.sock")
 	s.Write(fmt.Sprintf(`global
+  stats socket %[3]s mode 600 level admin
   maxconn 256
 defaults
   mode http
@@ -126,9 +129,9 @@ defaults
   timeout client 30s
   timeout server 30s
 frontend f
-  bind %s ssl crt %s
+  bind %[1]s ssl crt %[2]s
   http-request return status 200 content-type text/plain string answer
-`, s.Address, s.Files["combined"]))
+`, s.Address, s.Files["combined"], s.Socket))
 	s.args = []string{program(t, "haproxy"), "-Ws", "-f", s.Config, "-p", s.PIDFile}
 	return s
 }

@@ -5,10 +5,10 @@
 // HAProxy is told to reload, by SIGUSR2 to its master or by the host's own
 // hook, and that connections under way are finished by the old worker.
 //
-// The runtime API (set ssl cert) is not used: it would need a socket of level
-// admin, knows no file that HAProxy has not loaded yet, and what it loads is
-// not proven to survive the next restart. A reload has none of that, and costs
-// idle keep-alive connections only.
+// Where the host's configuration names HAProxy's runtime socket, a file that
+// HAProxy has loaded before is replaced in its memory instead, which starts no
+// process and ends no connection: after the same check, and only where it comes
+// to the same as a reload. Whatever is in doubt is reloaded.
 package haproxy
 
 import (
@@ -49,6 +49,10 @@ type Config struct {
 	PIDFile string `yaml:"pid_file"`
 	// Reload names a hook that reloads HAProxy instead.
 	Reload string `yaml:"reload"`
+	// Socket is the path of a stats socket of level admin. With it, a certificate
+	// that HAProxy has loaded already is replaced in its memory, without a reload.
+	// Goes with pid_file, not with a hook. Default: none, every change is a reload.
+	Socket string `yaml:"socket"`
 }
 
 // Validate checks the configuration and fills in the defaults.
@@ -56,12 +60,15 @@ func (c *Config) Validate() error {
 	if c.Reload != "" && c.PIDFile != "" {
 		return errors.New("pid_file and reload: give one of them")
 	}
+	if c.Reload != "" && c.Socket != "" {
+		return errors.New("socket and reload: give one of them; the socket needs pid_file")
+	}
 	c.Binary = or(c.Binary, "/usr/sbin/haproxy")
 	c.Main = or(c.Main, "/etc/haproxy/haproxy.cfg")
 	if c.Reload == "" {
 		c.PIDFile = or(c.PIDFile, "/run/haproxy.pid")
 	}
-	for name, path := range map[string]string{"binary": c.Binary, "config": c.Main, "pid_file": or(c.PIDFile, "/")} {
+	for name, path := range map[string]string{"binary": c.Binary, "config": c.Main, "pid_file": or(c.PIDFile, "/"), "socket": or(c.Socket, "/")} {
 		if !filepath.IsAbs(path) {
 			return fmt.Errorf("%s: %q is not an absolute path", name, path)
 		}
@@ -80,6 +87,7 @@ func or(s, def string) string {
 type Connector struct {
 	rules  pemfile.Rules
 	daemon pemfile.Daemon
+	socket *socket // nil where none is configured
 }
 
 var _ connector.Connector = (*Connector)(nil)
@@ -98,10 +106,15 @@ func New(cfg Config, hooks pemfile.Hooks) (*Connector, error) {
 		Judge: &command.Command{Args: []string{cfg.Binary, "-c", "-f", cfg.Main}, Timeout: checkTimeout},
 		Hook:  hook,
 	}
+	c := &Connector{rules: rules}
 	if hook == nil {
 		d.Process, d.Signal = &process.Server{PIDFile: cfg.PIDFile, Program: cfg.Binary, Settle: settle}, process.USR2
+		if cfg.Socket != "" {
+			c.socket = &socket{path: cfg.Socket, master: *d.Process}
+		}
 	}
-	return &Connector{rules: rules, daemon: d}, nil
+	c.daemon = d
+	return c, nil
 }
 
 // At gives the place that the settings name.
@@ -119,13 +132,25 @@ func (c *Connector) At(settings map[string]string) (connector.Place, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pemfile.Place{Set: set, Server: c.daemon, Listener: listener}, nil
+	return &pemfile.Place{Set: set, Server: server{Daemon: c.daemon, socket: c.socket, file: paths[pemfile.Combined]}, Listener: listener}, nil
 }
 
 // Check looks whether the connector can work on this host.
 func (c *Connector) Check(ctx context.Context) []string {
-	return append(c.rules.Troubles(), c.daemon.Troubles(ctx)...)
+	troubles := append(c.rules.Troubles(), c.daemon.Troubles(ctx)...)
+	if c.socket != nil {
+		if err := c.socket.works(ctx); err != nil {
+			troubles = append(troubles, fmt.Sprintf("socket: every change will be a reload: %v", err))
+		}
+	}
+	return troubles
 }
 
 // Touches says what an assignment may touch.
-func (c *Connector) Touches() []string { return c.daemon.Touches(c.rules) }
+func (c *Connector) Touches() []string {
+	out := c.daemon.Touches(c.rules)
+	if c.socket != nil {
+		out = append(out, "replaces certificates in HAProxy's memory, instead of a reload where that does, through "+c.socket.path)
+	}
+	return out
+}

@@ -28,6 +28,13 @@ type Server struct {
 	Worker string
 }
 
+// Child is a process that the server's master has started.
+type Child struct {
+	PID int
+	// Master is the user that the master runs as.
+	Master uint32
+}
+
 const maxPIDFile = 64
 
 func (s Server) pid() (int, error) {

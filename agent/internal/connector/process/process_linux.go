@@ -28,16 +28,27 @@ func (s Server) find() (*os.Process, error) {
 	if err := p.Signal(syscall.Signal(0)); err != nil {
 		return nil, errors.Join(fmt.Errorf("process %d of %s does not run", pid, s.PIDFile), p.Release())
 	}
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	have, want, err := s.comm(pid)
 	if err != nil {
 		return nil, errors.Join(err, p.Release())
 	}
-	const commLen = 15
-	want := filepath.Base(s.Program)
-	if have := strings.TrimSpace(string(comm)); have != want[:min(len(want), commLen)] {
+	if have != want {
 		return nil, errors.Join(fmt.Errorf("process %d of %s is %q, not %q: the file is stale", pid, s.PIDFile, have, want), p.Release())
 	}
 	return p, nil
+}
+
+// comm is what the kernel calls the process, and what it calls one that runs the program.
+func (s Server) comm(pid int) (have, want string, err error) {
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	const commLen = 15
+	want = filepath.Base(s.Program)
+	return strings.TrimSpace(string(comm)), want[:min(len(want), commLen)], err
+}
+
+func (s Server) runs(pid int) bool {
+	have, want, err := s.comm(pid)
+	return err == nil && have == want
 }
 
 const pause = 20 * time.Millisecond
@@ -117,17 +128,51 @@ func (s Server) Workers() []int {
 		return nil
 	}
 	defer p.Release() //nolint:errcheck // nothing is left to do
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", p.Pid))
+	return slices.DeleteFunc(s.children(p.Pid), func(pid int) bool { return !s.accepts(pid) })
+}
+
+// Newest is the last of those that run the server's program among the processes its master has started. It waits for a master
+// that does not handle the signal: one that is just replacing itself.
+func (s Server) Newest(ctx context.Context, sig syscall.Signal) (newest Child, err error) {
+	return newest, s.patiently(ctx, func() error {
+		newest, err = s.newest(sig)
+		return err
+	})
+}
+
+func (s Server) newest(sig syscall.Signal) (Child, error) {
+	p, err := s.find()
+	if err != nil {
+		return Child{}, err
+	}
+	defer p.Release() //nolint:errcheck // nothing is left to do
+	if handles, err := catches(p.Pid, sig); err != nil || !handles {
+		return Child{}, errors.Join(err, fmt.Errorf("process %d (%s), signal %d: %w", p.Pid, filepath.Base(s.Program), int(sig), errDeaf))
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(fmt.Sprintf("/proc/%d", p.Pid), &st); err != nil {
+		return Child{}, err
+	}
+	children := s.children(p.Pid)
+	for _, pid := range slices.Backward(children) { // in the order they were started
+		if s.runs(pid) {
+			return Child{PID: pid, Master: st.Uid}, nil
+		}
+	}
+	return Child{}, fmt.Errorf("process %d of %s has no worker", p.Pid, s.PIDFile)
+}
+
+func (s Server) children(master int) (pids []int) {
+	list, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", master))
 	if err != nil {
 		return nil
 	}
-	var workers []int
-	for _, field := range strings.Fields(string(children)) {
-		if pid, err := strconv.Atoi(field); err == nil && s.accepts(pid) {
-			workers = append(workers, pid)
+	for _, field := range strings.Fields(string(list)) {
+		if pid, err := strconv.Atoi(field); err == nil {
+			pids = append(pids, pid)
 		}
 	}
-	return workers
+	return pids
 }
 
 // Accepting says whether one of the workers still accepts connections.

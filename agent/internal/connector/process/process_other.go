@@ -19,6 +19,11 @@ func (s Server) Signal(context.Context, syscall.Signal) error { return errOnlyLi
 // Workers cannot be told here.
 func (s Server) Workers() []int { return nil }
 
+// Newest cannot be told here.
+func (s Server) Newest(context.Context, syscall.Signal) (Child, error) {
+	return Child{}, errOnlyLinux
+}
+
 // Accepting is never asked here.
 func (s Server) Accepting([]int) bool { return false }
 

@@ -148,6 +148,32 @@ func TestWorkers(t *testing.T) {
 	}
 }
 
+// The newest worker is the last one started that runs the server's program, once the master handles signals.
+func TestNewest(t *testing.T) {
+	dir := t.TempDir()
+	master := start(t, "trap : USR2; (while :; do sleep 0.05; done) & (while :; do sleep 0.05; done) & echo $! > "+dir+"/last; sleep 100 & echo; while :; do wait; done")
+	data, err := os.ReadFile(filepath.Join(dir, "last"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := Server{PIDFile: write(t, dir, master), Program: "/bin/bash"}
+	var newest Child
+	for end := time.Now().Add(10 * time.Second); fmt.Sprint(newest.PID) != strings.TrimSpace(string(data)); time.Sleep(5 * time.Millisecond) {
+		if newest, err = s.Newest(t.Context(), USR2); err != nil || time.Now().After(end) { // the last is a shell still, at first
+			t.Fatalf("%+v, %v, want process %s", newest, err, data)
+		}
+	}
+	if newest.Master != uint32(os.Getuid()) {
+		t.Errorf("the master is said to run as %d", newest.Master)
+	}
+	if _, err := s.Newest(t.Context(), HUP); err == nil || !strings.Contains(err.Error(), "does not handle") {
+		t.Errorf("a master that is replacing itself: %v", err)
+	}
+	if _, err := (Server{PIDFile: write(t, dir, newest.PID), Program: "/bin/bash"}).Newest(t.Context(), USR2); err == nil {
+		t.Error("a process that handles nothing and has no children has a newest one")
+	}
+}
+
 // A server that is just replacing itself is waited for.
 func TestSettles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")

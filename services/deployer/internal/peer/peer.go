@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -42,19 +43,25 @@ func New(issuer, inventory grpc.ClientConnInterface) *Peers {
 func (p *Peers) Want(ctx context.Context, d rollout.Deployment) (rollout.Wanted, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	var identity *inventoryv1.GetIdentityResponse
+	var unknown error // of the identity
+	var both sync.WaitGroup
+	both.Go(func() {
+		identity, unknown = p.inventory.GetIdentity(ctx, &inventoryv1.GetIdentityRequest{Name: d.Identity})
+	})
 	profile, err := p.issuer.GetProfile(ctx, &issuerv1.GetProfileRequest{Name: d.Profile})
+	both.Wait()
 	if fault.KindOf(err) == fault.NotFound && err != nil {
 		return rollout.Wanted{}, fault.Invalid("deployment.profile", "no profile %q: apply it first", d.Profile)
 	}
 	if err != nil {
 		return rollout.Wanted{}, away("issuer", err)
 	}
-	identity, err := p.inventory.GetIdentity(ctx, &inventoryv1.GetIdentityRequest{Name: d.Identity})
-	if err != nil && fault.KindOf(err) == fault.NotFound {
+	if unknown != nil && fault.KindOf(unknown) == fault.NotFound {
 		return rollout.Wanted{}, fault.Invalid("deployment.identity", "no identity %q: apply it first", d.Identity)
 	}
-	if err != nil {
-		return rollout.Wanted{}, away("inventory", err)
+	if unknown != nil {
+		return rollout.Wanted{}, away("inventory", unknown)
 	}
 	names, err := ParseNames(identity.GetIdentity().GetNames())
 	if err != nil {
