@@ -646,5 +646,11 @@ func TestIssuedIsToldLate(t *testing.T) {
 				t.Errorf("present, served, replaced: %v, want %v, %v", got, want, err)
 			}
 		}
+		fourth := ca.Issue(life)
+		f.assign(2, "served", fp(fourth), fp(fourth), time.Time{})
+		f.issued(fourth, "shop", "")
+		if k, err := f.Certificate(t.Context(), fp(fourth)); err != nil || !k.Served {
+			t.Errorf("one that is assigned and replaces none: served %v, %v", k.Served, err)
+		}
 	})
 }
