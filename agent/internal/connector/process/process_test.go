@@ -16,6 +16,7 @@ import (
 func start(t *testing.T, script string) (pid int) {
 	t.Helper()
 	cmd := exec.Command("/bin/bash", "-c", script)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -24,7 +25,7 @@ func start(t *testing.T, script string) (pid int) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may be gone
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) // with its children; it may be gone
 		_ = cmd.Wait()
 	})
 	if _, err := out.Read(make([]byte, 1)); err != nil { // it says when it is ready
