@@ -161,6 +161,11 @@ func (i *Ingest) recordAll(ctx context.Context, ready <-chan batch) (left []jets
 		}
 		before := under
 		under = now
+		if before.flight != nil && i.c.Recorder.Landed(before.flight) {
+			if err := i.finish(ctx, &before); err != nil {
+				return before.unanswered(), err
+			}
+		}
 		var failed error
 		under.flight, failed = i.c.Recorder.Begin(ctx, under.records)
 		if err := i.finish(ctx, &before); err != nil {

@@ -321,9 +321,9 @@ func TestFlights(t *testing.T) {
 		}
 		first, second := begin(0, 2000), begin(1500, 2000)
 		finish(first, nil)
-		third := begin(0, 3500)
+		known := begin(0, 3500)
 		finish(second, nil)
-		finish(third, nil)
+		finish(known, nil)
 		checkLog(t, p, 3500, "after two that overlap")
 
 		// The first comes to nothing that is known.
@@ -332,34 +332,44 @@ func TestFlights(t *testing.T) {
 		p.recorder.land()
 		p.recorder.mu.Unlock()
 		finish(first, errAgain)
+		if !p.recorder.Landed(second) {
+			t.Error("the second goes on, though the first has failed")
+		}
+		third := begin(4400, 50) // nothing new
+		last := begin(4450, 100)
 		finish(second, errAgain)
-		if err := p.recorder.Record(t.Context(), facts(3500, 1000)); err != nil {
+		if err := p.recorder.Record(t.Context(), facts(3500, 1100)); err != nil {
 			t.Fatal(err)
 		}
-		checkLog(t, p, 4500, "after a failure")
+		finish(third, nil)
+		finish(last, errAgain)
+		if err := p.recorder.Record(t.Context(), facts(4450, 150)); err != nil {
+			t.Fatal(err)
+		}
+		checkLog(t, p, 4600, "after a failure")
 
 		// Positions are not given in the order in which the two set out.
-		foreign := p.ledger.Add(t.Context(), [][]byte{facts(4500, 1)[0].Data})
-		first, second = begin(4501, 10), begin(4511, 10)
+		foreign := p.ledger.Add(t.Context(), [][]byte{facts(4600, 1)[0].Data})
+		first, second = begin(4601, 10), begin(4611, 10)
 		finish(first, nil)
 		finish(second, errAgain)
 		if _, err := foreign.Wait(); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.recorder.Record(t.Context(), facts(4511, 10)); err != nil {
+		if err := p.recorder.Record(t.Context(), facts(4611, 10)); err != nil {
 			t.Fatal(err)
 		}
-		checkLog(t, p, 4521, "after a change of places")
+		checkLog(t, p, 4621, "after a change of places")
 
 		// Another writer.
-		p.ledger.Add(t.Context(), [][]byte{facts(4521, 1)[0].Data})
-		if err := p.recorder.Record(t.Context(), facts(4522, 1)); fault.Of(err).Reason != "LOG_INCONSISTENT" {
+		p.ledger.Add(t.Context(), [][]byte{facts(4621, 1)[0].Data})
+		if err := p.recorder.Record(t.Context(), facts(4622, 1)); fault.Of(err).Reason != "LOG_INCONSISTENT" {
 			t.Errorf("another writer: %v", err)
 		}
-		if err := p.recorder.Record(t.Context(), facts(4522, 1)); err != nil {
+		if err := p.recorder.Record(t.Context(), facts(4622, 1)); err != nil {
 			t.Fatal(err)
 		}
-		checkLog(t, p, 4523, "after another writer")
+		checkLog(t, p, 4623, "after another writer")
 		closeParts(t, p)
 	})
 }

@@ -173,6 +173,14 @@ func (r *Recorder) Begin(ctx context.Context, records []record.Encoded) (*Flight
 	return f, nil
 }
 
+// Landed reports that a flight has ended with an error, together with one before it: finish it before the next begins, which would
+// land with it otherwise.
+func (r *Recorder) Landed(f *Flight) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return f.end && f.err != nil
+}
+
 // End is the position behind all records that are in the log or in flight.
 func (r *Recorder) End() uint64 {
 	r.mu.Lock()
@@ -185,8 +193,11 @@ func (r *Recorder) End() uint64 {
 func (r *Recorder) Finish(ctx context.Context, f *Flight) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !f.end {
+	switch {
+	case !f.end:
 		r.arrive(ctx, f)
+	case f.err != nil && len(r.flights) > 0: // it landed with one before it, and others have begun since
+		r.land()
 	}
 	if f.err != nil || f.added == nil {
 		return f.err
