@@ -51,7 +51,7 @@ func TestPostgresUnsynced(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1000+r.IntN(1000))*time.Millisecond)
 	defer cancel()
 	w.work(ctx, t, s, 0).Wait()
-	s.cut(t)
+	w.cut(t, s)
 	if err := s.database.Start(t.Context()); err != nil {
 		t.Logf("noticed: PostgreSQL does not start: %v", err)
 		return

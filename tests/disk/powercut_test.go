@@ -41,7 +41,7 @@ func TestUnsynced(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1000+r.IntN(1000))*time.Millisecond)
 	defer cancel()
 	w.work(ctx, t, s, 0).Wait()
-	s.cut(t)
+	w.cut(t, s)
 	if err := s.plane.Start(t.Context()); err != nil {
 		t.Logf("noticed: it does not start: %v", err)
 		return
@@ -65,7 +65,7 @@ func (s *site) round(t *testing.T, w *witness, r *rand.Rand, round int) {
 	if r.IntN(2) == 0 {
 		must(t, s.volume.Scatter(r))
 	}
-	s.cut(t)
+	w.cut(t, s)
 	cancel()
 	working.Wait()
 	s.start(t)

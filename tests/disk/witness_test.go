@@ -57,6 +57,7 @@ type witness struct {
 	checkpoint  auditlog.Checkpoint
 	verifier    string
 	broken      []string // promises that were seen to be broken
+	dark        bool     // the power is gone: nobody hears an answer any more
 }
 
 func newWitness(t *testing.T, s *site) *witness {
@@ -101,6 +102,23 @@ func (w *witness) note(fn func()) {
 	fn()
 }
 
+// promised is note for what was acknowledged while there was power. Just after a Cut a kernel may call a write synced whose journal it
+// has given up a moment before; with the power gone, that answer would reach nobody.
+func (w *witness) promised(fn func()) {
+	w.note(func() {
+		if !w.dark {
+			fn()
+		}
+	})
+}
+
+// cut takes the power away, after the last answer that was heard.
+func (w *witness) cut(t *testing.T, s *site) {
+	t.Helper()
+	w.note(func() { w.dark = true })
+	s.cut(t)
+}
+
 // work makes load until ctx ends: it applies, renews, answers as an agent and reads the audit log.
 func (w *witness) work(ctx context.Context, t *testing.T, s *site, round int) *sync.WaitGroup {
 	t.Helper()
@@ -117,6 +135,7 @@ func (w *witness) work(ctx context.Context, t *testing.T, s *site, round int) *s
 // answers plays the agent alone.
 func (w *witness) answers(ctx context.Context, t *testing.T, s *site) *sync.WaitGroup {
 	t.Helper()
+	w.note(func() { w.dark = false })
 	var wg sync.WaitGroup
 	conn := s.agentConn(t, w.cert)
 	t.Cleanup(func() { conn.Close() })
@@ -132,7 +151,7 @@ func (w *witness) apply(ctx context.Context, deployer deployerv1.DeployerService
 	for n := 0; ctx.Err() == nil; n++ {
 		host := fmt.Sprintf("h-%d-%d", round, n)
 		if _, err := deployer.CreateJoinToken(ctx, &deployerv1.CreateJoinTokenRequest{Host: host}); err == nil {
-			w.note(func() { w.hosts = append(w.hosts, host) })
+			w.promised(func() { w.hosts = append(w.hosts, host) })
 		}
 		pause(ctx, 5*time.Millisecond)
 		var have int
@@ -151,7 +170,7 @@ func (w *witness) apply(ctx context.Context, deployer deployerv1.DeployerService
 			}})
 		}
 		if err == nil {
-			w.note(func() { w.deployments[name] = 1 })
+			w.promised(func() { w.deployments[name] = 1 })
 		}
 	}
 }
@@ -172,7 +191,7 @@ func (w *witness) renew(ctx context.Context, deployer deployerv1.DeployerService
 			if err != nil {
 				continue
 			}
-			w.note(func() {
+			w.promised(func() {
 				for _, a := range got.GetAssignments() {
 					w.deployments[name] = max(w.deployments[name], a.GetGeneration())
 				}
@@ -207,7 +226,7 @@ func (w *witness) answer(ctx context.Context, agent agentv1.AgentServiceClient, 
 			Outcome: agentv1.Outcome_OUTCOME_SERVED, Served: hex.EncodeToString(sum[:]), Address: "127.0.0.1:443",
 		})
 		if err == nil {
-			w.note(func() {
+			w.promised(func() {
 				if w.reports[id.assignment].before(id) {
 					w.reports[id.assignment] = id
 				}
@@ -230,7 +249,7 @@ func (w *witness) answer(ctx context.Context, agent agentv1.AgentServiceClient, 
 		_, err = agent.SubmitCSR(ctx, &agentv1.SubmitCSRRequest{Assignment: id.assignment, Generation: id.generation, Attempt: id.attempt, Csr: csr})
 	}
 	if err == nil {
-		w.note(func() { w.csrs[id] = true })
+		w.promised(func() { w.csrs[id] = true })
 	}
 }
 
@@ -239,7 +258,7 @@ func (w *witness) receive(id try, der []byte) {
 	leaf, err := x509.ParseCertificate(der)
 	sum := sha256.Sum256(der)
 	fingerprint := hex.EncodeToString(sum[:])
-	w.note(func() {
+	w.promised(func() {
 		switch have := w.chains[id]; {
 		case err != nil:
 			w.broken = append(w.broken, fmt.Sprintf("%v: %v", id, err))
@@ -274,7 +293,7 @@ func (w *witness) readOn(ctx context.Context, audit auditv1.AuditServiceClient) 
 	if err != nil {
 		return err
 	}
-	w.note(func() {
+	w.promised(func() {
 		if c.Size > w.checkpoint.Size || w.verifier == "" {
 			w.checkpoint, w.verifier = c, got.GetVerifier()
 		}
