@@ -83,7 +83,7 @@ func (s *site) settle(t *testing.T, prefix ...string) *site {
 func newVolume(t *testing.T) *site {
 	t.Helper()
 	dir := ok(os.MkdirTemp(ground, ""))(t)
-	volume := ok(lab.NewVolume(dir, 512<<20))(t)
+	volume := ok(lab.NewVolume(dir, int64(512+32**rounds)<<20))(t) // what is not used takes no room
 	s := &site{Lab: lab.New(volume.Path, bin(t)), volume: volume}
 	s.Logs = dir
 	t.Cleanup(func() {
