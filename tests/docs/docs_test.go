@@ -240,8 +240,8 @@ sallyport audit checkpoint -o newer.checkpoint
 	after := command{file: "docs_test.go", text: `
 sallyport renew deployment shop --reason "after the restore"
 sallyport watch deployment shop --timeout 1m
-sallyport audit checkpoint --older newer.checkpoint || [ $? = 8 ]
-! sallyport audit checkpoint --older newer.checkpoint
+code=0; sallyport audit checkpoint --older newer.checkpoint || code=$?
+[ "$code" = 8 ]
 served=$(openssl s_client -connect shop.example.com:443 -servername shop.example.com </dev/null 2>/dev/null | openssl x509 -noout -fingerprint -sha256 | cut -d= -f2 | tr -d : | tr A-F a-f)
 sallyport get assignments -o json | grep "\"fingerprint\": \"$served\""
 sallyport audit export -o restored.jsonl

@@ -68,7 +68,7 @@ the next visit: the server must then prove that the log was only added to since
 				return err
 			}
 			if older != "" {
-				if head, err = a.continues(cmd.Context(), c, older, proof, key); err != nil {
+				if head, err = a.continues(cmd.Context(), c, head, older, proof, key); err != nil {
 					return err
 				}
 			} else if proof != "" {
@@ -83,8 +83,8 @@ the next visit: the server must then prove that the log was only added to since
 	return cmd
 }
 
-// continues fetches and checks the proof that the log continues the checkpoint in file.
-func (a *app) continues(ctx context.Context, c *connect.Client, file, proofFile, key string) (auditlog.Checkpoint, error) {
+// continues fetches and checks the proof that the log, whose newest checkpoint is head, continues the checkpoint in file.
+func (a *app) continues(ctx context.Context, c *connect.Client, head auditlog.Checkpoint, file, proofFile, key string) (auditlog.Checkpoint, error) {
 	signed, err := os.ReadFile(file)
 	if err != nil {
 		return auditlog.Checkpoint{}, exit.With(exit.Usage, fmt.Errorf("reading the older checkpoint: %w", err))
@@ -92,6 +92,9 @@ func (a *app) continues(ctx context.Context, c *connect.Client, file, proofFile,
 	old, err := parseCheckpoint(signed, key)
 	if err != nil {
 		return auditlog.Checkpoint{}, fmt.Errorf("%s: %w", file, err)
+	}
+	if head.Size < old.Size {
+		return auditlog.Checkpoint{}, exit.Errorf(exit.Verification, "the log had %d records when %s was signed and has %d now: it was set back, or records were removed; keep both as evidence", old.Size, file, head.Size)
 	}
 	r, err := c.Audit().GetConsistencyProof(ctx, &auditv1.GetConsistencyProofRequest{FromSize: old.Size})
 	if err != nil {
