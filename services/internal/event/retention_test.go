@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -29,6 +30,10 @@ func inbox(w *world) (n int)           { w.query(w.to, &n, `SELECT count(*) FROM
 func outbox(w *world) (n int)          { w.query(w.from, &n, `SELECT count(*) FROM outbox`); return n }
 func waits(w *world) (n int) {
 	w.query(w.from, &n, `SELECT count(*) FROM outbox WHERE published_at IS NULL`)
+	return n
+}
+func publishedSince(w *world, at time.Time) (n int) {
+	w.query(w.from, &n, fmt.Sprintf(`SELECT count(*) FROM outbox WHERE published_at >= %d`, db.FromTime(at)))
 	return n
 }
 func (w *world) published(t *testing.T) {
@@ -124,7 +129,8 @@ func TestNothingIsForgottenThatCanComeAgain(t *testing.T) {
 		w.emitAs(clock, 2, "two") // so that the first is known to have come
 		stop = w.relayAt(clock)
 		heard = w.consumeAt(clock, nil)
-		w.arrives("one", "two")
+		w.arrives("one", "two") // "one" was there already
+		w.eventually("both are in the new stream", func() bool { return publishedSince(w, clock.now().Add(-24*time.Hour)) == 2 })
 		w.eventually("the broker has delivered everything", w.idle)
 		stop()
 		heard()
