@@ -40,8 +40,10 @@ test: tools verify-gen verify-tidy verify-docs isolated cross lint race ## Every
 
 .PHONY: race
 race: build previous ## All tests, race detector on; parts mostly wait, so three at once; those that use the whole machine one after another, and always anew
-	@CGO_ENABLED=1 go test -race -p 3 -timeout 20m $(PARTS)
-	@CGO_ENABLED=1 go test -race -count=1 -timeout 20m -p 1 ./tests/...
+	@rc=0; \
+	  CGO_ENABLED=1 go test -race -p 3 -timeout 20m $(PARTS) || rc=1; \
+	  CGO_ENABLED=1 go test -race -count=1 -timeout 20m -p 1 ./tests/... || rc=1; \
+	  exit $$rc
 
 .PHONY: unit
 unit: ## The tests of the parts, without the race detector
