@@ -96,7 +96,7 @@ func newWorld(t *testing.T, database db.Config) *world {
 			Database: database, KeyEncryptionKey: filepath.Join(t.TempDir(), "kek.json"), SecretsDir: t.TempDir(),
 			IdentityMaxAge: config.Duration(time.Millisecond),
 			Orders: Orders{
-				Poll: ms(5), PollMax: ms(50), Network: ms(10), NetworkMax: ms(100), Pass: ms(500), Claim: ms(4000),
+				Poll: ms(5), PollMax: ms(50), Network: ms(10), NetworkMax: ms(100), Pass: ms(500), Claim: ms(60_000),
 				Validation: []config.Duration{ms(10), ms(20)}, HostPatience: ms(2000),
 			},
 			RenewalInfo: RenewalInfo{Every: ms(60000), Least: ms(20), Most: ms(60000), Retry: ms(20)},

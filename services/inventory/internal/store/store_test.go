@@ -551,7 +551,7 @@ func TestTurns(t *testing.T) {
 				return nil
 			case <-time.After(5 * time.Millisecond):
 			}
-			err := tx.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()`).Scan(&waiting)
+			err := tx.QueryRow(ctx, `SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`).Scan(&waiting)
 			if err != nil {
 				return err
 			}
