@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long anything may take before it counts as never.
-const patience = 45 * time.Second
+const patience = 90 * time.Second
 
 // config makes the loops quick, and lets one address and one agent make all the calls of this test.
 const config = `

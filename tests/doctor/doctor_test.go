@@ -236,7 +236,7 @@ func (s *site) cut(t *testing.T) {
 	begun := time.Now()
 	must(t, p.Start(t.Context()))
 	ok(p.Apply(t.Context(), "kind: Identity\nname: late\nowner: a@example.com\npurpose: test\nnames: {dns: [late.example.com]}\n"))(t)
-	must(t, lab.Await(t.Context(), 20*time.Second, "the late record", func() error {
+	must(t, lab.Await(t.Context(), time.Minute, "the late record", func() error {
 		list, err := p.Do(t.Context(), "audit", "list", "--no-headers")
 		if err == nil && !strings.Contains(list, "identities/late") {
 			err = errors.New("it is not there")
@@ -261,7 +261,7 @@ func (s *site) cut(t *testing.T) {
 // would make the numbers of a damaged store agree, or write a damaged file anew.
 func settled(t *testing.T, p *lab.Plane, begun time.Time) {
 	t.Helper()
-	must(t, lab.Await(t.Context(), 20*time.Second, "the CRL of this start to be recorded", func() error {
+	must(t, lab.Await(t.Context(), time.Minute, "the CRL of this start to be recorded", func() error {
 		list, err := p.Do(t.Context(), "audit", "list", "--no-headers", "--limit", "0")
 		if err != nil {
 			return err
@@ -347,7 +347,7 @@ targets: [{host: web, connector: nginx, settings: %s}]
 	ok(p.Do(t.Context(), "watch", "deployment", "web", "--timeout", "30s"))(t)
 	ok(p.Do(t.Context(), "renew", "deployment", "web"))(t)
 	ok(p.Do(t.Context(), "watch", "deployment", "web", "--timeout", "30s"))(t)
-	must(t, lab.Await(t.Context(), 10*time.Second, "the CRLs", func() error {
+	must(t, lab.Await(t.Context(), time.Minute, "the CRLs", func() error {
 		_, err := p.Do(t.Context(), "authority", "crl", "corp")
 		return err
 	}))

@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long anything may take before it counts as never.
-const patience = 45 * time.Second
+const patience = 90 * time.Second
 
 // tuning makes the control plane's loops quick enough to be waited for.
 const tuning = `

@@ -89,7 +89,7 @@ func (p *Plane) Start(ctx context.Context) error {
 	if err := p.Launch(); err != nil {
 		return err
 	}
-	return Await(ctx, 20*time.Second, "the control plane", func() error {
+	return Await(ctx, time.Minute, "the control plane", func() error {
 		r, err := p.CLI(ctx, "get", "hosts")
 		if err != nil {
 			return err

@@ -148,9 +148,9 @@ type Result struct {
 	Code           int
 }
 
-// Run runs a program to its end, one minute at most. A program that ends with a code other than 0 is no error here.
+// Run runs a program to its end, five minutes at most. A program that ends with a code other than 0 is no error here.
 func (l *Lab) Run(ctx context.Context, c Command) (Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	cmd := l.command(ctx, c)
 	var stdout, stderr bytes.Buffer

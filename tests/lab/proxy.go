@@ -40,7 +40,7 @@ func (l *Lab) TinyProxy(ctx context.Context, id, port, user, password string) (*
 	if p.Process, err = l.Start(Command{Name: id, Path: bin, Args: []string{"-d", "-c", file}}); err != nil {
 		return nil, err
 	}
-	return p, Await(ctx, 10*time.Second, "the proxy", func() error {
+	return p, Await(ctx, time.Minute, "the proxy", func() error {
 		conn, err := net.Dial("tcp", p.Address)
 		if err != nil {
 			return err

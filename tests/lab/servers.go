@@ -178,7 +178,7 @@ func (s *Site) Restart(ctx context.Context) error {
 		return err
 	}
 	s.Process = p
-	return Await(ctx, 10*time.Second, s.Name+" to serve", func() error {
+	return Await(ctx, time.Minute, s.Name+" to serve", func() error {
 		return s.enter(func() error {
 			_, err := Served(ctx, s.Address, "")
 			return err

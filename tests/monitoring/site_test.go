@@ -26,7 +26,7 @@ import (
 const ground = "/mnt"
 
 const (
-	patience = 30 * time.Second
+	patience = 90 * time.Second
 	// endpoint is the address that deploy/config and docs/monitoring.md give.
 	endpoint = "127.0.0.1:9464"
 	config   = "metrics: {listen: " + endpoint + "}\n"

@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience is how long anything may take before it counts as never.
-const patience = 45 * time.Second
+const patience = 90 * time.Second
 
 // config makes the loops quick, and lets the program say all it has to say.
 const config = `

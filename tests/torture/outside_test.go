@@ -92,7 +92,7 @@ func (w *world) served(ctx context.Context, h *host, requests map[string]*issuer
 		w.t.Errorf("%s: the key on disk: %v", h.Name, err)
 	}
 	for _, left := range []string{filepath.Join(h.site.TLSDir, ".*"), filepath.Join(h.State, "keys", "*"), filepath.Join(h.State, "journal", "*"), filepath.Join(h.State, "spool", "*")} {
-		if err := lab.Await(ctx, 10*time.Second, "nothing to be left", func() error { return empty(left) }); err != nil {
+		if err := lab.Await(ctx, time.Minute, "nothing to be left", func() error { return empty(left) }); err != nil {
 			w.t.Errorf("%s: %v", h.Name, err)
 		}
 	}

@@ -141,7 +141,7 @@ func (w *world) whole() {
 		return nil
 	}, w.programs()...))
 	served := time.Since(begun)
-	r := ok(w.plane.CLI(w.t.Context(), "doctor", "--full", "--grace", "50s"))(w.t)
+	r := ok(w.plane.CLI(w.t.Context(), "doctor", "--full", "--grace", "3m"))(w.t)
 	if r.Code != 0 {
 		w.t.Fatalf("sallyport doctor: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}

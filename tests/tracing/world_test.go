@@ -14,7 +14,7 @@ import (
 	"github.com/sallyport-pki/sallyport/tests/lab"
 )
 
-const patience = 45 * time.Second
+const patience = 90 * time.Second
 
 // tuning makes the control plane quick enough to be waited for, and says all.
 const tuning = `

@@ -82,7 +82,7 @@ func (v *view) young(ctx context.Context, c Config) (bool, error) {
 // consumersCheck keeps, as the subject, how far a consumer is: one that moves on is another subject at the next look.
 func (v *view) consumersCheck() Check {
 	const title = "events consumed"
-	n := 0
+	n, waiting := 0, uint64(0)
 	var found []Problem
 	for _, name := range v.services {
 		s := v.stores[name]
@@ -91,13 +91,14 @@ func (v *view) consumersCheck() Check {
 		}
 		for _, c := range s.consumers {
 			n++
+			waiting += c.GetWaiting()
 			if c.GetWaiting() > 0 {
 				found = append(found, Problem{Rule: "consumer-lag", Service: name, Subject: fmt.Sprintf("consumers/%s@%d", c.GetName(), c.GetFinished()),
 					Message: fmt.Sprintf("%d messages wait and none is finished", c.GetWaiting())})
 			}
 		}
 	}
-	return judged(title, fmt.Sprintf("%d consumers", n), found)
+	return judged(title, fmt.Sprintf("%d consumers, %d messages wait for them", n, waiting), found)
 }
 
 // wish is what the deployer's request ids stand for.

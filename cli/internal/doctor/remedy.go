@@ -56,10 +56,10 @@ var remedies = map[string]string{
 	"request-wanted":      "cancel the request",
 	"wish-requested":      "see the deployer's log for \"asking the issuer\"",
 	"certificate-once":    "restore the issuer's store from a backup",
-	"certificate-known":   "see the inventory's log; events it has missed are told again by nobody: renew the certificate",
+	"certificate-known":   "while messages wait for the inventory (events consumed), look again later with a longer --grace; if none do, see its log: events it has missed are told again by nobody: renew the certificate",
 	"certificate-issued":  "the issuer's store is older than the certificate: was it restored from a backup? Revoke the certificate at the CA if nobody wants it",
 	"certificate-of-wish": "renew the deployment",
-	"served-seen":         "restart the host's agent, which then reports anew; renew the deployment if that does not help",
+	"served-seen":         "while messages wait for the inventory (events consumed), look again later with a longer --grace; if none do, restart the host's agent, which then reports anew; renew the deployment if that does not help",
 	// The log itself.
 	"log-signature": "do not restart anything; take a copy of the log and find out who wrote to it",
 	"log-key":       "if the log was replaced on purpose, delete the kept checkpoint; else find out who replaced it",
