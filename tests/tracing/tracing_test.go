@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
@@ -192,7 +191,8 @@ func (w *world) logs(id string) {
 }
 
 // TestOffAndDead: without a collector in the configuration nothing is sent, whatever the environment says; one that takes
-// connections and never answers holds up neither the work nor the stop.
+// connections and never answers costs spans, of which the log tells, and neither the work nor the stop. That nothing waits for it is
+// held by TestHung of services/internal/tracing.
 func TestOffAndDead(t *testing.T) {
 	c := newCollector(t)
 	dead := newHole(t)
@@ -201,12 +201,8 @@ func TestOffAndDead(t *testing.T) {
 			w := newWorld(t, config, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+c.address, "OTEL_EXPORTER_OTLP_INSECURE=true", "OTEL_TRACES_EXPORTER=otlp")
 			w.apply(corp)
 			shop := w.host("shop", "")
-			begun := time.Now()
 			id := w.deploy(shop, "corp")
 			w.served("shop")
-			if took := time.Since(begun); took > 20*time.Second {
-				t.Errorf("apply to served took %s", took)
-			}
 			if !regexp.MustCompile(`^[0-9a-f]{32}$`).MatchString(id) {
 				t.Errorf("trace id %q", id)
 			}
@@ -219,10 +215,9 @@ func TestOffAndDead(t *testing.T) {
 					return nil
 				}))
 			}
-			begun = time.Now()
 			must(t, w.plane.Stop())
-			if took := time.Since(begun); took > 8*time.Second || w.plane.ExitCode() != 0 {
-				t.Errorf("the stop took %s and ended with code %d", took, w.plane.ExitCode())
+			if code := w.plane.ExitCode(); code != 0 {
+				t.Errorf("the stop ended with code %d", code)
 			}
 			if n := c.count(); n > 0 {
 				t.Errorf("%d spans were sent", n)

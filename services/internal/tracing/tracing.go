@@ -136,7 +136,12 @@ func Open(ctx context.Context, c Config, service string, log *slog.Logger) (*Exp
 		conn.Close()
 		return nil, fmt.Errorf("tracing: %w", err)
 	}
-	sender := &exporter{SpanExporter: otlp, log: log, to: address}
+	return start(otlp, conn, c, address, service, log), nil
+}
+
+// start sends through an exporter that is there already.
+func start(by sdktrace.SpanExporter, conn *grpc.ClientConn, c Config, address, service string, log *slog.Logger) *Exporter {
+	sender := &exporter{SpanExporter: by, log: log, to: address}
 	share := c.Sample
 	if share == 0 {
 		share = 1
@@ -150,7 +155,7 @@ func Open(ctx context.Context, c Config, service string, log *slog.Logger) (*Exp
 			attribute.String("service.name", "sallyport-"+service), attribute.String("service.version", boot.Version().Version))),
 		sdktrace.WithRawSpanLimits(sdktrace.SpanLimits{AttributeValueLengthLimit: maxValue, AttributeCountLimit: 32}),
 	)
-	return &Exporter{conn: conn, provider: provider, tracer: provider.Tracer("sallyport"), sender: sender}, nil
+	return &Exporter{conn: conn, provider: provider, tracer: provider.Tracer("sallyport"), sender: sender}
 }
 
 // Recorder takes the spans to be sent; nil where nothing is.
