@@ -31,7 +31,7 @@ func TestMetrics(t *testing.T) {
 			t.Helper()
 			line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(metric) + ` (\S+)$`)
 			var text string
-			for begun := time.Now(); time.Since(begun) < 30*time.Second; time.Sleep(20 * time.Millisecond) {
+			for begun := time.Now(); time.Since(begun) < time.Minute; time.Sleep(20 * time.Millisecond) {
 				m, err := monitor.New(servicetest.Log(t))
 				must(t, err)
 				must(t, event.Monitor(m.Service("issuer"), event.Monitored{DB: w.from, JS: w.js, Relay: relay}))
