@@ -77,6 +77,11 @@ const (
 	hidden  = `id = (SELECT min(id) FROM outbox WHERE kind = 'facts')`
 )
 
+// frozen leaves rows as they are, as if nobody worked on them.
+func frozen(table string) string {
+	return fmt.Sprintf(`CREATE TRIGGER frozen BEFORE UPDATE ON %[1]s BEGIN SELECT RAISE(IGNORE); END; CREATE TRIGGER kept BEFORE DELETE ON %[1]s BEGIN SELECT RAISE(IGNORE); END;`, table)
+}
+
 // revoked takes a certificate back with this serial number, long ago, and tells nobody.
 func revoked(serial string) string {
 	return `INSERT INTO revocation (fingerprint, request, authority_uid, authority, identity, serial, reason, revoked, not_after, listed, last)
@@ -103,6 +108,14 @@ var damages = []damage{
 	{rule: "request-ended", service: "issuer", subject: "requests/", store: "issuer", sql: `UPDATE request SET next_attempt = 8000000000000000`},
 	{rule: "order-of-request", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
 		sql: twin("request", "id, state, order_url, next_attempt, fingerprint, csr", `'wish-of-a-tool', 'ordered', '', 8000000000000000, '', x'00'`, "TRUE")},
+	{rule: "order-once", service: "issuer", subject: "requests/wish-1", store: "issuer", sql: `DROP INDEX request_order;` +
+		twin("request", "id, state, order_url, next_attempt, fingerprint, csr", `'wish-1', 'ordered', 'https://ca.example/1', 8000000000000000, '', x'00'`, "TRUE") +
+		twin("request", "id", `'wish-2'`, "id = 'wish-1'")},
+	{rule: "request-overdue", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
+		sql: twin("request", "id, state, next_attempt, fingerprint, csr", `'wish-of-a-tool', 'accepted', 1, '', x'00'`, "TRUE") + frozen("request")},
+	{rule: "challenge-left", service: "issuer", subject: "challenges/left", store: "issuer",
+		sql: `INSERT INTO challenge (id, request, authorization_url, url, domain, token, key_authorization, state, message, updated)
+			SELECT 'left', id, '', '', 'web.example.com', 't', 'k', 'presented', '', 1 FROM request ORDER BY 1 LIMIT 1`},
 	{rule: "csr-kept", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
 		sql: twin("request", "id, state, next_attempt, fingerprint", `'wish-of-a-tool', 'accepted', 8000000000000000, ''`, "TRUE")},
 	{rule: "authority-of-request", service: "issuer", subject: "requests/wish-of-a-tool", store: "issuer",
@@ -119,6 +132,12 @@ var damages = []damage{
 	{rule: "revocation-of-certificate", service: "issuer", subject: "certificates/", store: "issuer", sql: revoked("'ab'")},
 	{rule: "database", service: "issuer", subject: "databases/", store: "issuer", sql: `UPDATE profile SET authority = 'gone'`, full: true},
 
+	{rule: "assignment-once", service: "deployer", subject: "assignments/00000000-0000-7000-8000-000000000001", store: "deployer",
+		sql: `DROP INDEX assignment_target;` + twin("assignment", "id", other, "TRUE")},
+	{rule: "request-overdue", service: "deployer", subject: "assignments/", store: "deployer",
+		sql: `UPDATE assignment SET state = 'requested', csr = x'00', request_next = 1;` + frozen("assignment")},
+	{rule: "retry-overdue", service: "deployer", subject: "assignments/", store: "deployer",
+		sql: `UPDATE assignment SET state = 'failed', reason = 'X', next_attempt = 1;` + frozen("assignment")},
 	{rule: "assignment-of-deployment", service: "deployer", subject: "assignments/", store: "deployer", sql: `DELETE FROM deployment`},
 	{rule: "host-of-assignment", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET told_revision = 1000000`},
 	{rule: "told-generation", service: "deployer", subject: "assignments/", store: "deployer", sql: `UPDATE assignment SET told_generation = generation + 1`},
@@ -138,8 +157,11 @@ var damages = []damage{
 	{rule: "certificate-summary", service: "inventory", subject: "certificates/", store: "inventory", sql: `UPDATE certificate SET replaced = NOT replaced`},
 	{rule: "sighting-known", service: "inventory", subject: "certificates/gone", store: "inventory",
 		sql: `INSERT INTO sighting (host, role, location, server_name, fingerprint, first_seen, last_seen, gone) VALUES ('web', 'file', '/x', '', 'gone', 1, 1, 0)`},
+	{rule: "judgement-overdue", service: "inventory", subject: "hosts/web", store: "inventory",
+		sql: `INSERT INTO due (subject, at) VALUES ('hosts/web', 1) ON CONFLICT (subject) DO UPDATE SET at = 1;` + frozen("due")},
 	{rule: "assignment-known", service: "inventory", subject: "assignments/gone", store: "inventory", sql: twin("generation", "assignment", `'gone'`, "TRUE")},
 
+	{rule: "log-published", service: "audit", subject: "log", store: "audit", sql: `UPDATE log SET published = 1000000`, late: true},
 	{rule: "log-verified", service: "audit", subject: "log", full: true, late: true, files: func(data string) error {
 		return edit(filepath.Join(data, "audit", "log", "tile", "entries"), `"actor":"`, `"actoR":"`)
 	}},
