@@ -206,7 +206,7 @@ func (w *world) renewal() {
 	if len(csrs) < len(w.free())*98/100 { // an agent whose answer got lost is told of its certificate instead
 		w.t.Errorf("only %d agents have handed in a CSR, not for example %s", len(csrs), missing.name)
 	}
-	w.paced("renewal: certificates", begun, csrs, w.pace.renewals, int(w.pace.renewals))
+	w.paced("renewal: certificates", begun, w.begun(len(w.free()), 3, begun), w.pace.renewals, int(w.pace.renewals))
 }
 
 // sleep lets half of the agents sleep for four weeks. Some have reports that they could not send, all have a session and a
@@ -246,9 +246,12 @@ func (w *world) sleep() {
 	w.rounds("sleep", from)
 	w.installed(w.free(), anew)
 	for _, h := range sleepers {
-		if n := h.status(w.t).Unsent; n != 0 {
-			w.t.Errorf("%s still has %d unsent reports", h.name, n)
-		}
+		w.await(h.name+" to have nothing left to report", func() error {
+			if n := h.status(w.t).Unsent; n != 0 {
+				return fmt.Errorf("it still has %d unsent reports", n)
+			}
+			return nil
+		})
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,6 +16,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
+	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
 	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
@@ -30,22 +35,25 @@ var agents = flag.Int("agents", 120, "agents of the fleet")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	if *agents > 1000 {
+		patience = 15 * time.Minute // an agent may be as unlucky a second time
+	}
 	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, m.Run))
 }
 
 // patience is how long anything may take before it counts as never: longer than an agent that was unlucky waits of its own accord,
 // 5 minutes. It is no aim: those are measured by the bench.
-const patience = 7 * time.Minute
+var patience = 7 * time.Minute
 
 // pace is what the control plane admits, so low that a fleet of any size here has to wait for it.
 type pace struct {
-	enrol, streams, renewals float64 // a second
+	enrol, streams, renewals float64 // a second; renewals so few that a slow machine too would begin more
 	burst                    int     // of streams
 }
 
 func paceOf(agents int) pace {
 	n := float64(agents)
-	return pace{enrol: n / 12, streams: n / 5, burst: max(1, agents/5), renewals: n / 5}
+	return pace{enrol: n / 12, streams: n / 5, burst: max(1, agents/5), renewals: n / 15}
 }
 
 func (p pace) config() string {
@@ -72,6 +80,7 @@ type world struct {
 	deployer  deployerv1.DeployerServiceClient
 	inventory inventoryv1.InventoryServiceClient
 	issuer    issuerv1.IssuerServiceClient
+	audit     auditv1.AuditServiceClient
 }
 
 func newWorld(t *testing.T, count int) *world {
@@ -97,7 +106,7 @@ func newWorld(t *testing.T, count int) *world {
 	w.plane = ok(w.Serve(t.Context(), "control", lab.ServeOptions{Config: w.pace.config()}))(t)
 	operator := ok(identity.NewFiles(w.plane.Operator(), slog.New(slog.DiscardHandler)))(t)
 	w.OnClose(func() { operator.Close() })
-	for _, service := range []string{"deployer", "inventory", "issuer"} {
+	for _, service := range []string{"deployer", "inventory", "issuer", "audit"} {
 		conn := ok(rpc.Dial(rpc.ClientConfig{Address: w.plane.Address, Service: service, Source: operator, Now: w.clock.now}))(t)
 		w.OnClose(func() { conn.Close() })
 		switch service {
@@ -107,6 +116,8 @@ func newWorld(t *testing.T, count int) *world {
 			w.inventory = inventoryv1.NewInventoryServiceClient(conn)
 		case "issuer":
 			w.issuer = issuerv1.NewIssuerServiceClient(conn)
+		case "audit":
+			w.audit = auditv1.NewAuditServiceClient(conn)
 		}
 	}
 	return w
@@ -302,6 +313,40 @@ func (w *world) installed(hosts []*host, generation int64) {
 		}
 		seen[print] = h.name
 	}
+}
+
+// begun gives when the control plane began a generation on each of so many hosts since, in order, by the machine's clock: how soon
+// agents come to know of it is another matter.
+func (w *world) begun(count int, generation int64, since time.Time) []time.Time {
+	w.t.Helper()
+	ahead := time.Duration(w.clock.ahead.Load())
+	first := map[string]time.Time{}
+	w.await(fmt.Sprintf("%d records of generation %d", count, generation), func() error {
+		q := &auditv1.ListRecordsRequest{PageSize: 1000, Filter: &auditv1.RecordFilter{Type: "deployer.assignment.planned", From: timestamppb.New(since.Add(ahead))}}
+		for {
+			page, err := w.audit.ListRecords(w.t.Context(), q)
+			if err != nil {
+				return err
+			}
+			for _, raw := range page.GetRecords() { // the newest first
+				r, err := auditlog.ParseRecord(raw.GetJson())
+				if err != nil {
+					return err
+				}
+				if r.Facts["generation"] == fmt.Sprint(generation) {
+					first[r.Subject] = r.Time.Add(-ahead)
+				}
+			}
+			if q.PageToken = page.GetNextPageToken(); q.PageToken == "" {
+				break
+			}
+		}
+		if len(first) != count {
+			return fmt.Errorf("there are %d", len(first))
+		}
+		return nil
+	})
+	return slices.SortedFunc(maps.Values(first), time.Time.Compare)
 }
 
 // connected waits until the hosts have said that they are connected since, and gives when each said so, in order.
