@@ -89,7 +89,7 @@ func newLab(t *testing.T) *lab.Lab {
 }
 
 // client takes a new connection each time, so that a listener that has gone is noticed.
-var client = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+var client = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // get asks the process under test.
 func get(ctx context.Context, path, accept string) (int, string, error) {

@@ -36,7 +36,7 @@ func TestFirewall(t *testing.T) {
 	target := fmt.Sprintf("%s:443", hostIP)
 	probe := func() error { return dial(target, 700*time.Millisecond) }
 
-	if err := n.in("outside", probe); err != nil {
+	if err := n.in("outside", func() error { return dial(target, 20*time.Second) }); err != nil {
 		t.Fatalf("without a firewall the probe must get through: %v", err)
 	}
 	n.firewall()
@@ -129,7 +129,7 @@ targets:
 	must("applying", err)
 	served := func() (fingerprint string) {
 		t.Helper()
-		_, err := plane.Do(ctx, "watch", "deployment", "shop", "--timeout", "30s")
+		_, err := plane.Do(ctx, "watch", "deployment", "shop", "--timeout", "50s")
 		must("watching the deployment", err)
 		must("asking nginx on the host", n.in("host", func() error {
 			chain, err := lab.Served(ctx, site.Address, "shop.corp.example")
