@@ -331,7 +331,7 @@ func (s *Store) Remove(ctx context.Context, host, reason string) error {
 		if err := t.saveAgent(ctx, *a); err != nil {
 			return err
 		}
-		if _, err := t.Exec(ctx, `UPDATE join_token SET revoked = TRUE WHERE used_by = $1`, host); err != nil {
+		if _, err := t.Exec(ctx, `UPDATE join_token SET revoked = TRUE WHERE used_by <> '' AND used_by = $1`, host); err != nil {
 			return fmt.Errorf("revoking the tokens of %s: %w", host, err)
 		}
 		return t.emitAgent(ctx, "removed", *a, reason, nil)

@@ -91,10 +91,15 @@ func (t *txn) there(ctx context.Context, all []rollout.Assignment) (map[string]b
 
 // Waiting lists deployments that have assignments waiting for their turn, on one host or, with none given, on any.
 func (s *Store) Waiting(ctx context.Context, host string) ([]string, error) {
+	query, args := `SELECT deployment FROM assignment WHERE state = 'planned'`, []any(nil)
+	if host != "" {
+		query, args = query+` AND host = $1`, []any{host}
+	}
 	var names []string
 	err := s.read(ctx, func(ctx context.Context, t *txn) (err error) {
-		names, err = t.strings(ctx, `SELECT DISTINCT deployment FROM assignment WHERE state = 'planned' AND ($1 = '' OR host = $1)`, host)
+		names, err = t.strings(ctx, query, args...)
 		return err
 	})
-	return names, err
+	slices.Sort(names)
+	return slices.Compact(names), err
 }

@@ -30,24 +30,27 @@ type fixture struct {
 }
 
 func each(t *testing.T, fn func(*fixture)) {
-	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
-		f := &fixture{t: t, clock: time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)}
-		s, err := Open(t.Context(), Config{Database: c, Now: func() time.Time { return f.clock }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = s.Close() })
-		f.Store = s
-		spec := authority.Spec{Name: "public", ACME: &authority.ACME{Directory: "https://ca.example/dir"}}
-		if f.a, err = s.CreateAuthority(t.Context(), Authority{Spec: spec, UID: "u1", Key: []byte("sealed")}); err != nil {
-			t.Fatal(err)
-		}
-		web := profile.Profile{Name: "web", Authority: "public", Usages: []profile.Usage{profile.ServerAuth}}
-		if f.p, err = s.PutProfile(t.Context(), web, ""); err != nil {
-			t.Fatal(err)
-		}
-		fn(f)
-	})
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) { fn(open(t, c)) })
+}
+
+func open(t *testing.T, c db.Config) *fixture {
+	t.Helper()
+	f := &fixture{t: t, clock: time.Date(2026, 6, 1, 12, 0, 0, 0, time.UTC)}
+	s, err := Open(t.Context(), Config{Database: c, Now: func() time.Time { return f.clock }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	f.Store = s
+	spec := authority.Spec{Name: "public", ACME: &authority.ACME{Directory: "https://ca.example/dir"}}
+	if f.a, err = s.CreateAuthority(t.Context(), Authority{Spec: spec, UID: "u1", Key: []byte("sealed")}); err != nil {
+		t.Fatal(err)
+	}
+	web := profile.Profile{Name: "web", Authority: "public", Usages: []profile.Usage{profile.ServerAuth}}
+	if f.p, err = s.PutProfile(t.Context(), web, ""); err != nil {
+		t.Fatal(err)
+	}
+	return f
 }
 
 func (f *fixture) decision(id string) Decision {
