@@ -154,13 +154,16 @@ func methods(d *grpc.ServiceDesc) map[string][]identity.Role {
 	return table
 }
 
+// patience is for a machine that many share.
+const patience = 2 * time.Minute
+
 // eventually waits until what is true.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	end := time.Now().Add(30 * time.Second)
+	end := time.Now().Add(patience)
 	for !ok() {
 		if time.Now().After(end) {
-			t.Fatalf("not within 30 s: %s", what)
+			t.Fatalf("not within %s: %s", patience, what)
 		}
 		<-time.After(10 * time.Millisecond)
 	}
@@ -360,7 +363,9 @@ func publish(t *testing.T, nc *nats.Conn, subject string, events ...*eventv1.Eve
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := js.Publish(context.Background(), subject, data); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if _, err := js.Publish(ctx, subject, data); err != nil {
 		t.Errorf("publishing: %v", err)
 	}
 }
@@ -566,7 +571,7 @@ func (s *stream) next() error {
 // until takes messages over until the assignment that is told is as wanted.
 func (s *stream) until(what string, ok func(*agentv1.Assignment) bool) *agentv1.Assignment {
 	s.t.Helper()
-	stuck := time.AfterFunc(30*time.Second, s.cancel)
+	stuck := time.AfterFunc(patience, s.cancel)
 	defer stuck.Stop()
 	for {
 		for _, a := range s.assignments {
