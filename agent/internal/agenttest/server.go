@@ -526,7 +526,7 @@ func (s *Server) Report(n int) *agentv1.ReportAssignmentRequest {
 // Await waits until the condition holds.
 func (s *Server) Await(what string, holds func() bool) {
 	s.t.Helper()
-	for end := time.Now().Add(30 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(2 * time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			s.t.Fatalf("waited for %s in vain", what)
 		}

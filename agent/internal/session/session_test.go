@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -61,11 +62,20 @@ func TestSilence(t *testing.T) {
 	server := agenttest.Start(t, agenttest.Config{})
 	s := open(t, server, 200*time.Millisecond)
 	run(t, s.Listen)
-	server.Await("the stream to be opened again", func() bool { return len(server.Subscriptions()) >= 3 })
-	for i, q := range server.Subscriptions() {
-		if (q.GetSession() != "") != (i > 0) {
-			t.Errorf("subscription %d: %v", i, q)
+	where := func() (all []bool) {
+		for _, q := range server.Subscriptions() {
+			all = append(all, q.GetSession() != "")
 		}
+		return all
+	}
+	// On a slow machine a stream may count as silent before it has said anything.
+	server.Await("the stream to be opened again where it was, twice", func() bool {
+		all := where()
+		return slices.Contains(all, true) && len(all)-slices.Index(all, true) >= 2
+	})
+	all := where()
+	if all[0] || slices.Contains(all[slices.Index(all, true):], false) {
+		t.Errorf("with a session: %v", all)
 	}
 }
 
@@ -98,17 +108,13 @@ func TestTryAgain(t *testing.T) {
 	locked := true
 	server.Fail("Subscribe", func() error {
 		if locked {
-			return fault.New(fault.Denied, "LOCKED", "locked")
+			return fault.New(fault.Denied, "LOCKED", "locked").After(time.Hour)
 		}
 		return nil
 	})
 	run(t, s.Listen)
 	server.Await("the refusal", func() bool { return server.Calls("Subscribe") == 1 })
 	server.Fail("Subscribe", nil)
-	start := time.Now()
 	s.TryAgain()
 	server.Await("the stream", func() bool { return len(server.Subscriptions()) == 1 })
-	if d := time.Since(start); d > 20*time.Second {
-		t.Errorf("after %v", d)
-	}
 }

@@ -4,9 +4,12 @@ package command
 
 import (
 	"context"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -48,13 +51,35 @@ func TestEnvironment(t *testing.T) {
 
 // The timeout ends all the command has started.
 func TestTimeoutEndsAll(t *testing.T) {
-	mark := filepath.Join(t.TempDir(), "mark")
-	if err := sh("(sleep 1; touch "+mark+") & sleep 60", 200*time.Millisecond).Run(t.Context()); err == nil {
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	open := func(mode int) *os.File {
+		t.Helper()
+		file, err := os.OpenFile(pipe, mode|syscall.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { file.Close() })
+		if err := file.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	first := open(os.O_RDWR)
+	ran := make(chan error, 1)
+	go func() { ran <- sh("exec 3>"+pipe+"; (echo >&3; sleep 600) & sleep 600", 3*time.Second).Run(t.Context()) }()
+	if _, err := first.Read(make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	all := open(os.O_RDONLY) // of which only those that were started have the other end, once we have not
+	first.Close()
+	if err := <-ran; err == nil {
 		t.Fatal("no timeout")
 	}
-	time.Sleep(1200 * time.Millisecond)
-	if _, err := os.Stat(mark); err == nil {
-		t.Error("a grandchild lived on")
+	if _, err := all.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("a grandchild lived on: %v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

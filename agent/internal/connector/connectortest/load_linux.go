@@ -72,7 +72,7 @@ func (l *Load) once() error {
 		return err
 	}
 	defer func() { _ = conn.Close() }() // the server may have been first
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		return err
 	}
 	return request(conn, "GET / HTTP/1.1\r\nHost: x.test\r\nConnection: close\r\n\r\n")
@@ -99,7 +99,7 @@ func (l *Load) settle(n int) {
 	l.mu.Lock()
 	from := l.done
 	l.mu.Unlock()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		l.mu.Lock()
 		done := l.done
 		l.mu.Unlock()
@@ -121,7 +121,7 @@ func (l *Load) End() {
 	if len(l.failed) > 0 {
 		l.t.Errorf("%d of %d new connections failed, first: %v", len(l.failed), l.done, l.failed[0])
 	}
-	if err := l.held.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := l.held.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		l.t.Error(err)
 	}
 	if err := request(l.held, "\r\n"); err != nil {

@@ -188,7 +188,7 @@ func (s *Server) Start() {
 	s.mu.Lock()
 	s.cmd = cmd
 	s.mu.Unlock()
-	for end := time.Now().Add(20 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		if _, err := s.Shows("x.test"); err == nil {
 			if _, err := os.Stat(s.PIDFile); err == nil {
 				return
@@ -230,7 +230,7 @@ func (s *Server) Said() string { return s.out.String() }
 // Handles waits until the master handles the signal (proc(5): SigCgt).
 func (s *Server) Handles(sig syscall.Signal) {
 	s.t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", s.cmd.Process.Pid))
 		if err != nil {
 			s.t.Fatal(err)
@@ -261,7 +261,7 @@ func (s *Server) MustShow(pair connector.Pair) {
 	want := pki.FingerprintOf(pair.Leaf().Raw)
 	var have pki.Fingerprint
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		if have, err = s.Shows("x.test"); err == nil && have == want {
 			return
 		}

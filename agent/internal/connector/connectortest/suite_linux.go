@@ -149,7 +149,7 @@ func (r *rig) clean(want int) {
 
 func (r *rig) verify(pair connector.Pair, want connector.View) {
 	r.Helper()
-	wait := 10 * time.Second
+	wait := time.Minute
 	if want != connector.Right {
 		wait = 700 * time.Millisecond
 	}

@@ -97,7 +97,7 @@ func (l *site) activate() (connector.Place, connector.Staged) {
 	if err := place.Activate(l.t.Context(), staged); err != nil {
 		l.t.Fatal(err)
 	}
-	if sight := place.Verify(l.t.Context(), l.fresh.Leaf(), 10*time.Second); sight.View != connector.Right {
+	if sight := place.Verify(l.t.Context(), l.fresh.Leaf(), time.Minute); sight.View != connector.Right {
 		l.t.Fatal(sight)
 	}
 	return place, staged
@@ -153,7 +153,7 @@ func TestPutBackInMemory(t *testing.T) {
 	if err := place.Restore(t.Context(), staged); err != nil {
 		t.Fatal(err)
 	}
-	if sight := place.Verify(t.Context(), l.old.Leaf(), 10*time.Second); sight.View != connector.Right || l.told(syscall.SIGUSR2) {
+	if sight := place.Verify(t.Context(), l.old.Leaf(), time.Minute); sight.View != connector.Right || l.told(syscall.SIGUSR2) {
 		t.Errorf("%v, reloaded: %v", sight, l.told(syscall.SIGUSR2))
 	}
 }

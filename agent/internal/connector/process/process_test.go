@@ -78,7 +78,7 @@ func TestSignalsOnlyWhoListens(t *testing.T) {
 	if err := s.Signal(t.Context(), HUP); err != nil {
 		t.Error(err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		if _, err := os.Stat(got); err == nil {
 			break
 		}
@@ -123,7 +123,7 @@ func TestWorkers(t *testing.T) {
 	}
 	s := Server{PIDFile: file, Program: "/bin/bash", Worker: "x: worker process"}
 	var workers []int
-	for end := time.Now().Add(10 * time.Second); len(workers) != 2; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); len(workers) != 2; time.Sleep(5 * time.Millisecond) {
 		if workers = s.Workers(); time.Now().After(end) {
 			t.Fatalf("workers %v, want two", workers)
 		}
@@ -135,7 +135,7 @@ func TestWorkers(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		for end := time.Now().Add(10 * time.Second); s.accepts(pid); time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(time.Minute); s.accepts(pid); time.Sleep(5 * time.Millisecond) {
 			if time.Now().After(end) {
 				t.Fatal("it accepts, though it is dead")
 			}
@@ -159,7 +159,7 @@ func TestNewest(t *testing.T) {
 	}
 	s := Server{PIDFile: write(t, dir, master), Program: "/bin/bash"}
 	var newest Child
-	for end := time.Now().Add(10 * time.Second); fmt.Sprint(newest.PID) != strings.TrimSpace(string(data)); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); fmt.Sprint(newest.PID) != strings.TrimSpace(string(data)); time.Sleep(5 * time.Millisecond) {
 		if newest, err = s.Newest(t.Context(), USR2); err != nil || time.Now().After(end) { // the last is a shell still, at first
 			t.Fatalf("%+v, %v, want process %s", newest, err, data)
 		}
@@ -179,11 +179,11 @@ func TestNewest(t *testing.T) {
 func TestSettles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "pid")
 	pid := start(t, "trap : USR2; echo; while :; do sleep 0.05; done")
-	time.AfterFunc(150*time.Millisecond, func() { _ = os.WriteFile(file, fmt.Appendln(nil, pid), 0o600) })
 	if err := (Server{PIDFile: file, Program: "/bin/bash"}).Signal(t.Context(), USR2); err == nil {
 		t.Error("found what was not there yet")
 	}
-	if err := (Server{PIDFile: file, Program: "/bin/bash", Settle: 10 * time.Second}).Signal(t.Context(), USR2); err != nil {
+	time.AfterFunc(150*time.Millisecond, func() { _ = os.WriteFile(file, fmt.Appendln(nil, pid), 0o600) })
+	if err := (Server{PIDFile: file, Program: "/bin/bash", Settle: time.Minute}).Signal(t.Context(), USR2); err != nil {
 		t.Error(err)
 	}
 }
