@@ -20,6 +20,7 @@ func TestOverdueIsShown(t *testing.T) {
 	b.apply(shop(h.name))
 	h.serve(s)
 	b.becomes("shop", healthy)
+	s.cancel()
 	m, err := monitor.New(servicetest.Log(t))
 	if err != nil {
 		t.Fatal(err)
@@ -32,9 +33,9 @@ func TestOverdueIsShown(t *testing.T) {
 	b.stop()
 	b.deps.Monitor = m.Service("deployer")
 	b.start()
-	shows := func(metric string, want func(float64) bool) {
+	shows := func(metric, labels string, want func(float64) bool) {
 		t.Helper()
-		line := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(metric) + ` (\S+)$`)
+		line := regexp.MustCompile(`(?m)^sallyport_deployer_` + metric + `\{service="deployer"` + labels + `\} (\S+)$`)
 		eventually(t, metric+" is what it should be", func() bool {
 			answer := httptest.NewRecorder()
 			m.Handler().ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/metrics", nil))
@@ -47,12 +48,12 @@ func TestOverdueIsShown(t *testing.T) {
 		})
 	}
 	zero, one, much := func(v float64) bool { return v == 0 }, func(v float64) bool { return v == 1 }, func(v float64) bool { return v > 86400 }
-	shows("sallyport_deployer_renewals_overdue", zero)
-	shows("sallyport_deployer_renewals_overdue_oldest_seconds", zero)
-	shows(`sallyport_deployer_assignments{state="served"}`, one)
+	shows("renewals_overdue", "", zero)
+	shows("renewals_overdue_oldest_seconds", "", zero)
+	shows("assignments", `,state="served"`, one)
 	b.clock.advance(85 * 24 * time.Hour) // of 90; the host is away
-	shows("sallyport_deployer_renewals_overdue", one)
-	shows("sallyport_deployer_renewals_overdue_oldest_seconds", much)
-	shows("sallyport_deployer_agents_silent", one)
-	shows(`sallyport_deployer_assignment_oldest_age_seconds{state="planned"}`, func(v float64) bool { return v > 0 })
+	shows("renewals_overdue", "", one)
+	shows("renewals_overdue_oldest_seconds", "", much)
+	shows("agents_silent", "", one)
+	shows("assignment_oldest_age_seconds", `,state="planned"`, func(v float64) bool { return v > 0 })
 }

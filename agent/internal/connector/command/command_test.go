@@ -69,7 +69,9 @@ func TestTimeoutEndsAll(t *testing.T) {
 	}
 	first := open(os.O_RDWR)
 	ran := make(chan error, 1)
-	go func() { ran <- sh("exec 3>"+pipe+"; (echo >&3; sleep 600) & sleep 600", 3*time.Second).Run(t.Context()) }()
+	go func() {
+		ran <- sh("exec 3>"+pipe+"; (echo >&3; sleep 600) & sleep 600", 3*time.Second).Run(t.Context())
+	}()
 	if _, err := first.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
