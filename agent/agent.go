@@ -253,7 +253,10 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, conn *gr
 	if err != nil {
 		return nil, err
 	}
-	machine, err := apply.New(apply.Config{Journal: s.journal, Place: a.place, VerifyWait: a.cfg.Verify.Wait.Std(), Log: a.log, Now: a.now})
+	machine, err := apply.New(apply.Config{
+		Journal: s.journal, Place: a.place, VerifyWait: a.cfg.Verify.Wait.Std(), Log: a.log, Now: a.now,
+		Decided: func(ctx context.Context, r apply.Report) { reports.Tell(ctx, reconcile.Message(r)) },
+	})
 	if err != nil {
 		return nil, err
 	}

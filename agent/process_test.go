@@ -18,14 +18,16 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/agenttest"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 )
 
-// build makes the program as it is released.
-func build(t *testing.T) string {
+// build makes the program as it is released, but for what flags change.
+func build(t *testing.T, flags ...string) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "sallyport-agent")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", bin, "./cmd/sallyport-agent")
+	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", bin}, flags...)
+	cmd := exec.Command("go", append(args, "./cmd/sallyport-agent")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -75,9 +77,10 @@ func do(bin, stdin string, args ...string) (code int, stdout, stderr string) {
 }
 
 // launch starts the program in the background.
-func (w *world) launch(bin, config string) *exec.Cmd {
+func (w *world) launch(bin, config string, env ...string) *exec.Cmd {
 	w.Helper()
 	cmd := exec.Command(bin, "run", "--config", config)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdout, cmd.Stderr = w.log, w.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -140,6 +143,43 @@ func memory(t *testing.T, pid int) int {
 		t.Fatal(err)
 	}
 	return kb << 10
+}
+
+// An agent that is killed when it has noted a restored server's session, and has not told it anything, does so after its next start.
+func TestKilledBeforeRetelling(t *testing.T) {
+	bin := build(t, "-tags", "crashpoints")
+	w := newWorld(t, agenttest.Config{})
+	config := w.write("")
+	if code, out, errs := do(bin, w.Token("t1").String(), "enroll", "--config", config); code != 0 {
+		t.Fatalf("%d %s %s", code, out, errs)
+	}
+	w.Assign(w.assignment())
+	cmd := w.launch(bin, config)
+	first := w.Report(1)
+	w.want(first, served, "")
+	w.Await("the end of it", func() bool {
+		return w.records("spool") == 0 && strings.Contains(w.log.String(), "assignment concluded")
+	})
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // killed
+	w.Forget()
+	cmd = w.launch(bin, config, "SALLYPORT_CRASH="+string(crash.AssignmentKept))
+	_ = cmd.Wait()
+	if s, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || s.Signal() != syscall.SIGKILL {
+		t.Fatalf("it ended with %v", cmd.ProcessState)
+	}
+	cmd = w.launch(bin, config)
+	if again := w.Report(2); again.GetReportId() != first.GetReportId() || again.GetOutcome() != first.GetOutcome() {
+		t.Errorf("%v after %v", again, first)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestKilledAtRandom kills the program again and again while it renews; in the

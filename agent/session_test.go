@@ -93,7 +93,7 @@ func TestReportsKeepTheirID(t *testing.T) {
 	w.enrol()
 	w.run()
 	w.Assign(w.assignment())
-	w.Await("the report to be confirmed", func() bool { return len(w.Reports()) == 3 && w.spooled() == 0 })
+	w.Await("the report to be confirmed", func() bool { return len(w.Reports()) == 3 && w.records("spool") == 0 })
 	first := w.Reports()[0]
 	for _, r := range w.Reports() {
 		if r.GetReportId() == "" || r.GetReportId() != first.GetReportId() || r.GetOutcome() != first.GetOutcome() {
@@ -103,9 +103,10 @@ func TestReportsKeepTheirID(t *testing.T) {
 	w.quiet(3)
 }
 
-func (w *world) spooled() int {
+// records counts what lies in a folder of the agent's state.
+func (w *world) records(folder string) int {
 	w.Helper()
-	entries, err := os.ReadDir(filepath.Join(w.cfg.StateDir, "spool"))
+	entries, err := os.ReadDir(filepath.Join(w.cfg.StateDir, folder))
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -121,7 +122,7 @@ func TestWorksWhileCutOff(t *testing.T) {
 	w.Down()
 	w.nginx.Put(w.old)
 	w.nginx.Signal(syscall.SIGHUP)
-	w.Await("the drift to be noticed", func() bool { return w.spooled() >= 1 && strings.Contains(w.log.String(), "SERVED_OTHER") })
+	w.Await("the drift to be noticed", func() bool { return w.records("spool") >= 1 && strings.Contains(w.log.String(), "SERVED_OTHER") })
 	w.halt()
 	for path, data := range good {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
@@ -129,11 +130,11 @@ func TestWorksWhileCutOff(t *testing.T) {
 		}
 	}
 	w.nginx.Signal(syscall.SIGHUP)
-	n := w.spooled()
+	n := w.records("spool")
 	w.run()
-	w.Await("the repair to be noticed", func() bool { return w.spooled() == n+1 })
+	w.Await("the repair to be noticed", func() bool { return w.records("spool") == n+1 })
 	w.Up()
-	w.Await("all reports", func() bool { return w.spooled() == 0 })
+	w.Await("all reports", func() bool { return w.records("spool") == 0 })
 	reports := w.Reports()
 	w.want(reports[len(reports)-1], served, "")
 	w.want(reports[len(reports)-2], drifted, "SERVED_OTHER")
@@ -151,7 +152,7 @@ func TestReportRefused(t *testing.T) {
 	w.Fail("ReportAssignment", func() error { return fault.New(fault.NotFound, "ASSIGNMENT_UNKNOWN", "no such assignment") })
 	w.run()
 	w.Assign(w.assignment())
-	w.Await("the report to be dropped", func() bool { return w.Calls("ReportAssignment") > 0 && w.spooled() == 0 })
+	w.Await("the report to be dropped", func() bool { return w.Calls("ReportAssignment") > 0 && w.records("spool") == 0 })
 	w.Fail("ReportAssignment", nil)
 	w.Change("a1", func(a *agentv1.Assignment) { a.Attempt = 2 })
 	w.want(w.Report(1), served, "")
@@ -181,14 +182,14 @@ func TestServerSaysWhen(t *testing.T) {
 }
 
 func TestDamagedState(t *testing.T) {
-	for _, folder := range []string{"desired", "progress"} {
+	for folder, records := range map[string]int{"desired": 2, "progress": 1} {
 		t.Run(folder, func(t *testing.T) {
 			w := newWorld(t, agenttest.Config{})
 			w.start()
 			w.halt()
 			dir := filepath.Join(w.cfg.StateDir, folder)
 			entries, err := os.ReadDir(dir)
-			if err != nil || len(entries) != 1 {
+			if err != nil || len(entries) != records {
 				t.Fatalf("%v, %v", entries, err)
 			}
 			path := filepath.Join(dir, entries[0].Name())
@@ -196,7 +197,9 @@ func TestDamagedState(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			data[len(data)/2] ^= 1
+			for _, at := range []int{20, len(data)/2 + 20} { // in both slots of one that has two
+				data[at] ^= 1
+			}
 			if err := os.WriteFile(path, data, 0o600); err != nil {
 				t.Fatal(err)
 			}

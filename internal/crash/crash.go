@@ -66,6 +66,7 @@ const (
 	OldKept         Point = "agent-old-kept"        // the old files have a second name
 	FileSwapped     Point = "agent-file-swapped"    // one more file is the new one
 	AllSwapped      Point = "agent-files-swapped"   // all are, the server has not reloaded
+	SetInMemory     Point = "agent-haproxy-set"     // HAProxy has been given the new certificate and is not to use it yet
 	Reloaded        Point = "agent-reloaded"        // the server was told, the journal does not say so
 	ActivateKept    Point = "agent-activated"       // it does
 	Verified        Point = "agent-verified"        // the new certificate was seen served
@@ -105,5 +106,5 @@ var Enrol = []Point{EnrolKeyMade, EnrolGranted, EnrolKept}
 
 // Agent are all others of the agent.
 var Agent = []Point{RenewKeyMade, RenewGranted, RenewKept, RenewTried, RenewAdopted, AssignmentKept, KeyMade, CSRSent, Begun, FilesStaged, StageKept,
-	OldKept, FileSwapped, AllSwapped, Reloaded, ActivateKept, Verified, SettledKept, OldDropped, FilesBack, ReportKept, ProgressKept, KeysForgotten,
+	OldKept, FileSwapped, AllSwapped, SetInMemory, Reloaded, ActivateKept, Verified, SettledKept, OldDropped, FilesBack, ReportKept, ProgressKept, KeysForgotten,
 	JournalClosed, ReportSent, ReportConfirmed, ChallengeUp, ChallengeTold, ObservationSent, Forgotten}

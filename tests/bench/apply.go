@@ -39,10 +39,16 @@ func (b *bench) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	own, err := b.HAProxyOfOwnCAs(ctx, "haproxy-own-cas", "www.bench.example")
+	if err != nil {
+		return err
+	}
 	plain := filepath.Join(b.Dir, "files")
 	for host, connectors := range map[string]string{
-		"web":  site.Connector() + proxy.Connector() + "  files:\n    allow: [" + b.Dir + "]\n",
-		"edge": proxy.Connector() + proxy.InMemory(),
+		"web":     site.Connector() + proxy.Connector() + "  files:\n    allow: [" + b.Dir + "]\n",
+		"edge":    proxy.Connector() + proxy.InMemory(),
+		"gate":    own.Connector(),
+		"postern": own.Connector() + own.InMemory(),
 	} {
 		token, err := plane.Token(ctx, host)
 		if err != nil {
@@ -73,6 +79,8 @@ func (b *bench) apply(ctx context.Context) error {
 		{"nginx: reloaded, a client sees it", "web", "nginx", site.Settings(), site, syscall.SIGHUP},
 		{"haproxy: reloaded, a client sees it", "web", "haproxy", proxy.Settings(), proxy, syscall.SIGUSR2},
 		{"haproxy: in its memory, a client sees it", "edge", "haproxy", proxy.Settings(), proxy, 0},
+		{"haproxy of own CAs: reloaded", "gate", "haproxy", own.Settings(), own, syscall.SIGUSR2},
+		{"haproxy of own CAs: in its memory", "postern", "haproxy", own.Settings(), own, 0},
 		{"files: in place, nothing reloaded", "web", "files", map[string]string{"certificate": plain + ".pem", "key": plain + ".key"}, nil, 0},
 	} {
 		target := &deployerv1.Target{Name: "site", Host: kind.host, Connector: kind.connector, Settings: kind.settings}

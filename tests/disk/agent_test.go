@@ -24,7 +24,7 @@ var agentFailures = []struct {
 	goesOn bool
 }{
 	{"a key cannot be synced", "fsync", "error=EIO:when=1..4", "state/keys", "STATE_NOT_WRITABLE", false},
-	{"a step cannot be noted", "fsync", "error=EIO:when=1..4", "state/journal", "STATE_NOT_WRITABLE", false},
+	{"a step cannot be noted", "fdatasync", "error=EIO:when=1..4", "state/journal/current", "STATE_NOT_WRITABLE", false},
 	{"a report cannot be kept", "fsync", "error=EIO:when=1..4", "state/spool", "kept in memory", true},
 	{"no room where the server reads", "write", "error=ENOSPC", "tls/.site.key.sallyport-new", "DISK_FULL", false},
 	{"the server's folder does not sync", "fsync", "error=EIO:when=1..2", "tls", "input/output error", false},

@@ -101,6 +101,19 @@ http {
 
 // HAProxy starts haproxy with one TLS frontend for name, on a self-signed certificate to begin with.
 func (l *Lab) HAProxy(ctx context.Context, id, name string) (*Site, error) {
+	return l.haproxy(ctx, id, name, "")
+}
+
+// HAProxyOfOwnCAs is HAProxy that does not read all CAs of the system at each start: its HTTP client is told of one.
+func (l *Lab) HAProxyOfOwnCAs(ctx context.Context, id, name string) (*Site, error) {
+	ca := filepath.Join(l.Dir, id+"-ca.pem")
+	if err := SelfSigned("ca", ca, os.DevNull); err != nil {
+		return nil, err
+	}
+	return l.haproxy(ctx, id, name, "  httpclient.ssl.ca-file "+ca+"\n")
+}
+
+func (l *Lab) haproxy(ctx context.Context, id, name, global string) (*Site, error) {
 	bin, err := look("haproxy")
 	if err != nil {
 		return nil, err
@@ -122,7 +135,7 @@ func (l *Lab) HAProxy(ctx context.Context, id, name string) (*Site, error) {
 	config := fmt.Sprintf(`global
   stats socket %[1]s mode 600 level admin
   maxconn 256
-defaults
+%[4]sdefaults
   mode http
   timeout connect 5s
   timeout client 30s
@@ -130,7 +143,7 @@ defaults
 frontend tls
   bind 127.0.0.1:%[2]d ssl crt %[3]s
   http-request return status 200 content-type text/plain string "served by haproxy\n"
-`, s.Socket, port, s.Certificate)
+`, s.Socket, port, s.Certificate, global)
 	s.Config, s.PIDFile = filepath.Join(dir, "haproxy.cfg"), filepath.Join(dir, "haproxy.pid")
 	if err := os.WriteFile(s.Config, []byte(config), 0o644); err != nil {
 		return nil, err

@@ -91,11 +91,40 @@ func (w *world) served(ctx context.Context, h *host, requests map[string]*issuer
 	if err := pki.CheckPair([]*x509.Certificate{leaf}, key); err != nil {
 		w.t.Errorf("%s: the key on disk: %v", h.Name, err)
 	}
-	for _, left := range []string{filepath.Join(h.site.TLSDir, ".*"), filepath.Join(h.State, "keys", "*"), filepath.Join(h.State, "journal", "*"), filepath.Join(h.State, "spool", "*")} {
+	for _, left := range []string{filepath.Join(h.site.TLSDir, ".*"), filepath.Join(h.State, "keys", "*"), filepath.Join(h.State, "spool", "*")} {
 		if err := lab.Await(ctx, time.Minute, "nothing to be left", func() error { return empty(left) }); err != nil {
 			w.t.Errorf("%s: %v", h.Name, err)
 		}
 	}
+	if err := lab.Await(ctx, time.Minute, "the journal to be closed", func() error { return closed(filepath.Join(h.State, "journal")) }); err != nil {
+		w.t.Errorf("%s: %v", h.Name, err)
+	}
+}
+
+// slot is the line that begins each of the two slots of a file that an agent writes in place: how often it was written, and the
+// length of what follows.
+var slot = regexp.MustCompile(`sallyport 2 [0-9a-f]{64} ([0-9]{20}) ([0-9]{10})\n`)
+
+// closed wants no record in an agent's journal: its one file, if it is there, to have been written last with nothing.
+func closed(journal string) error {
+	entries, err := os.ReadDir(journal)
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	data, err := os.ReadFile(filepath.Join(journal, entries[0].Name()))
+	if err != nil {
+		return err
+	}
+	var last, length string
+	for _, s := range slot.FindAllStringSubmatch(string(data), -1) {
+		if s[1] > last {
+			last, length = s[1], s[2]
+		}
+	}
+	if len(entries) > 1 || strings.Trim(length, "0") != "" || length == "" {
+		return fmt.Errorf("%s holds %v, the last record of %q bytes", journal, entries, length)
+	}
+	return nil
 }
 
 // onDisk reads the pair that the site's files hold, together or apart.

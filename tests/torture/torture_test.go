@@ -102,7 +102,7 @@ var ownIdentity = []crash.Point{crash.RenewKeyMade, crash.RenewGranted, crash.Re
 // reachable are the points that a host's agent comes to.
 func (w *world) reachable(h *host) []crash.Point {
 	return slices.DeleteFunc(slices.Clone(crash.Agent), func(p crash.Point) bool {
-		return slices.Contains(ownIdentity, p) || p == crash.FilesBack && h.veto == "" || (p == crash.ChallengeUp || p == crash.ChallengeTold) && h.profile != "public"
+		return slices.Contains(ownIdentity, p) || p == crash.FilesBack && h.veto == "" || p == crash.SetInMemory && !h.inMemory || (p == crash.ChallengeUp || p == crash.ChallengeTold) && h.profile != "public"
 	})
 }
 

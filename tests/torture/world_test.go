@@ -128,6 +128,7 @@ type host struct {
 	connector string
 	settings  map[string]string
 	veto      string         // while this file is there the reload hook fails
+	inMemory  bool           // its certificate is replaced in HAProxy's memory
 	key       typev1.KeyType // of the next key
 }
 
@@ -209,6 +210,10 @@ func (w *world) addHosts(challenges string) {
 		h.connector, h.settings = h.site.Kind, h.site.Settings()
 		config := watching + "connectors:\n" + h.site.Connector()
 		switch name {
+		case "one": // where each daemon is on its own, HAProxy is reloaded
+			if h.inMemory = len(w.control) == 1; h.inMemory {
+				config += h.site.InMemory()
+			}
 		case "two":
 			h.profile, config = "public", config+fmt.Sprintf("http01: {listen: %q}\n", challenges)
 		case "three":

@@ -115,21 +115,32 @@ type Config struct {
 	Journal *disk.Folder
 	// Place finds the place of a job; the connector may not be enabled any more.
 	Place func(connector string, settings map[string]string) (connector.Place, error)
+	// Decided is called with a result that is in the journal and will not change,
+	// while there still is something to clear away.
+	Decided func(context.Context, Report)
 	// VerifyWait is how long a new certificate may take to be served.
 	VerifyWait time.Duration
 	Log        *slog.Logger
 	Now        func() time.Time
 }
 
+// current is the name of the journal's one file, which is written in place: it
+// need not be made anew for each installation. There may be others, of an agent
+// of the version before, each of one assignment.
+const current = "current"
+
 // Machine runs installations, one at a time. It is for one goroutine.
-type Machine struct{ Config }
+type Machine struct {
+	Config
+	current string // the assignment whose record is in that file
+}
 
 // New makes a machine.
 func New(cfg Config) (*Machine, error) {
-	if cfg.Journal == nil || cfg.Place == nil || cfg.VerifyWait <= 0 || cfg.Log == nil || cfg.Now == nil {
+	if cfg.Journal == nil || cfg.Place == nil || cfg.Decided == nil || cfg.VerifyWait <= 0 || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("apply: incomplete configuration")
 	}
-	return &Machine{cfg}, nil
+	return &Machine{Config: cfg}, nil
 }
 
 // record is the journal of one installation.
@@ -192,16 +203,14 @@ func (m *Machine) report(job Job, outcome Outcome) Report {
 	return Report{ID: hex.EncodeToString(id[:]), Job: job, Outcome: outcome, Time: m.Now()}
 }
 
-// Install installs the pair. Its report stays in the journal until Done. Once
-// begun it is finished, whoever wants to stop.
-func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, pair connector.Pair) Report {
+// Install installs the pair over what was just found in the place. Its report
+// stays in the journal until Done. Once begun it is finished, whoever wants to
+// stop.
+func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, found connector.Found, pair connector.Pair) Report {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), bound)
 	defer cancel()
+	m.current = job.Assignment
 	rec := &record{Job: job, State: Staging, New: pair.Leaf().Raw, leaf: pair.Leaf(), place: place, Begun: m.Now()}
-	found, err := place.Inspect(ctx)
-	if err != nil {
-		return m.Refuse(job, err)
-	}
 	look := pair.Leaf()
 	if found.Whole() {
 		rec.Old, look = found.Chain[0].Raw, found.Chain[0]
@@ -214,7 +223,8 @@ func (m *Machine) Install(ctx context.Context, job Job, place connector.Place, p
 	}
 	crash.At(crash.Begun)
 	done := m.step(rec, StepStage)
-	rec.Staged, err = place.Stage(ctx, pair)
+	staged, err := place.Stage(ctx, pair)
+	rec.Staged = staged
 	before := <-seen
 	rec.Seen, rec.Before = before.View != connector.CannotSee, before.Served
 	done(err != nil)
@@ -282,7 +292,9 @@ func (m *Machine) settle(ctx context.Context, rec *record, outcome Outcome, why 
 	if err := m.move(rec, Settled); err != nil {
 		m.Log.ErrorContext(ctx, "journal cannot be written: the old files stay beside the new ones", "assignment", rec.Job.Assignment, "error", err)
 		rec.State = Ended
+		return
 	}
+	m.Decided(ctx, *rec.Report)
 }
 
 // commit throws the old files away.
@@ -407,7 +419,7 @@ func (m *Machine) must(ctx context.Context, rec *record, e Event) {
 func (m *Machine) save(rec *record) error {
 	data, err := json.Marshal(rec)
 	if err == nil {
-		err = m.Journal.Put(disk.Key(rec.Job.Assignment), data)
+		err = m.Journal.Update(m.nameOf(rec.Job.Assignment), data)
 	}
 	if err != nil {
 		return fault.New(fault.Transient, ReasonStateNotWritable, "the agent cannot keep its own state: %w", err)
@@ -415,8 +427,24 @@ func (m *Machine) save(rec *record) error {
 	return nil
 }
 
+func (m *Machine) nameOf(assignment string) string {
+	if assignment == m.current {
+		return current
+	}
+	return disk.Key(assignment)
+}
+
 // Done forgets an installation whose report is safe.
-func (m *Machine) Done(assignment string) error { return m.Journal.Remove(disk.Key(assignment)) }
+func (m *Machine) Done(assignment string) error {
+	if assignment != m.current {
+		return m.Journal.Remove(disk.Key(assignment))
+	}
+	if err := m.Journal.Update(current, nil); err != nil {
+		return err
+	}
+	m.current = ""
+	return nil
+}
 
 // Resume brings to an end what was interrupted, and gives the reports of all
 // installations that were not Done.
@@ -434,10 +462,16 @@ func (m *Machine) Resume(ctx context.Context) ([]Report, error) {
 		if err != nil {
 			return reports, err
 		}
+		if len(data) == 0 {
+			continue
+		}
 		rec, err := decode(data)
 		if err != nil {
 			m.Journal.SetAside(ctx, n, err)
 			continue
+		}
+		if n == current {
+			m.current = rec.Job.Assignment
 		}
 		if m.resume(ctx, rec) {
 			reports = append(reports, *rec.Report)

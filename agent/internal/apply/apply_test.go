@@ -80,7 +80,7 @@ func machine(t *testing.T, state string, c connector.Connector) *apply.Machine {
 		t.Fatal(err)
 	}
 	m, err := apply.New(apply.Config{
-		Journal: journal, VerifyWait: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Journal: journal, VerifyWait: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
 		Place: func(_ string, settings map[string]string) (connector.Place, error) { return c.At(settings) },
 	})
 	if err != nil {
@@ -99,7 +99,17 @@ func (l *lab) install() apply.Report {
 	if err != nil {
 		l.Fatal(err)
 	}
-	return l.machine.Install(l.Context(), l.job(), place, l.new)
+	return l.over(l.machine, place)
+}
+
+// over installs the new pair over what is there.
+func (l *lab) over(m *apply.Machine, place connector.Place) apply.Report {
+	l.Helper()
+	found, err := place.Inspect(l.Context())
+	if err != nil {
+		l.Fatal(err)
+	}
+	return m.Install(l.Context(), l.job(), place, found, l.new)
 }
 
 func (l *lab) want(r apply.Report, outcome apply.Outcome, reason string) {
@@ -127,6 +137,31 @@ func (l *lab) holds(pair connector.Pair) {
 	if err != nil || len(entries) != 2 {
 		l.Fatalf("something is left beside the files: %v, %v", entries, err)
 	}
+}
+
+// Who is told a result before all is cleared away is told one that a kill in that moment does not change.
+func TestDecided(t *testing.T) {
+	l := newLab(t, "")
+	l.Start()
+	var told, resumed apply.Report
+	l.machine.Decided = func(ctx context.Context, r apply.Report) {
+		told = r
+		if entries, err := os.ReadDir(l.TLS); err != nil || len(entries) != 4 {
+			t.Errorf("beside the files: %v, %v", entries, err)
+		}
+		again, err := machine(t, l.state, l.conn).Resume(ctx) // as after a kill
+		if err != nil || len(again) != 1 {
+			t.Fatalf("%v, %v", again, err)
+		}
+		resumed = again[0]
+	}
+	r := l.install()
+	l.want(r, apply.Served, "")
+	l.want(resumed, apply.Served, "")
+	if told.ID != r.ID || resumed.ID != r.ID {
+		t.Errorf("told %s, found again %s, in the end %s", told.ID, resumed.ID, r.ID)
+	}
+	l.holds(l.new)
 }
 
 func TestServed(t *testing.T) {
@@ -223,7 +258,7 @@ func TestWentDark(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := l.machine.Install(t.Context(), l.job(), dying{place, l.Server}, l.new)
+	r := l.over(l.machine, dying{place, l.Server})
 	l.want(r, apply.Broken, apply.ReasonRestoreFailed)
 	if !strings.Contains(r.Message, apply.ReasonWentDark) {
 		t.Errorf("%q", r.Message)
@@ -299,14 +334,14 @@ func TestInterruptedAgainAndAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			m, err := apply.New(apply.Config{
-				Journal: journal, VerifyWait: time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+				Journal: journal, VerifyWait: time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
 				Place: func(string, map[string]string) (connector.Place, error) { return deadly{place}, nil },
 			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			if n == 0 {
-				m.Install(t.Context(), l.job(), deadly{place}, l.new)
+				l.over(m, deadly{place})
 				return
 			}
 			reports, err := m.Resume(t.Context())
@@ -345,7 +380,7 @@ func TestResumeWhereNotAllowed(t *testing.T) {
 	}
 	func() {
 		defer func() { _ = recover() }()
-		l.machine.Install(t.Context(), l.job(), deadly{place}, l.new)
+		l.over(l.machine, deadly{place})
 	}()
 	elsewhere := l.order()
 	elsewhere.TLS = filepath.Join(l.Dir, "tmp")

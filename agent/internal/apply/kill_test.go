@@ -80,7 +80,7 @@ func obey() error {
 		return err
 	}
 	m, err := apply.New(apply.Config{
-		Journal: journal, VerifyWait: 5 * time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now,
+		Journal: journal, VerifyWait: 5 * time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
 		Place: func(_ string, settings map[string]string) (connector.Place, error) { return conn.At(settings) },
 	})
 	if err != nil {
@@ -110,7 +110,11 @@ func obey() error {
 	if err != nil {
 		return err
 	}
-	r := m.Install(ctx, apply.Job{Assignment: "a1", Generation: 3, Attempt: 2, Connector: "nginx", Settings: o.Settings}, place, pair)
+	found, err := place.Inspect(ctx)
+	if err != nil {
+		return err
+	}
+	r := m.Install(ctx, apply.Job{Assignment: "a1", Generation: 3, Attempt: 2, Connector: "nginx", Settings: o.Settings}, place, found, pair)
 	if r.Outcome != apply.Served {
 		return fmt.Errorf("%+v", r)
 	}
@@ -183,11 +187,14 @@ func (l *lab) recover(what string) (installed bool) {
 	if !installed && !found.Has(l.old.Leaf()) {
 		l.Fatalf("%s: a strange pair", what)
 	}
-	for _, dir := range []string{l.TLS, l.state} {
-		entries, err := os.ReadDir(dir)
-		if err != nil || dir == l.TLS && len(entries) != len(l.Files) || dir == l.state && len(entries) != 0 {
-			l.Fatalf("%s: something is left in %s: %v, %v", what, dir, entries, err)
-		}
+	if entries, err := os.ReadDir(l.TLS); err != nil || len(entries) != len(l.Files) {
+		l.Fatalf("%s: something is left in %s: %v, %v", what, l.TLS, entries, err)
+	}
+	if again, err := machine(l.T, l.state, l.conn).Resume(l.Context()); err != nil || len(again) != 0 {
+		l.Fatalf("%s: still in the journal: %v, %v", what, again, err)
+	}
+	if entries, err := os.ReadDir(l.state); err != nil || len(entries) > 1 {
+		l.Fatalf("%s: something is left in %s: %v, %v", what, l.state, entries, err)
 	}
 	if installed {
 		l.MustShow(l.new)
@@ -211,7 +218,7 @@ func TestKilledAnywhere(t *testing.T) {
 	l := newLab(t, "")
 	l.Start()
 	kills, forward := 0, 0
-	for _, call := range []string{"fsync", "renameat", "linkat", "unlinkat", "fchmod", "fchown", "pidfd_send_signal"} {
+	for _, call := range []string{"fsync", "fdatasync", "pwrite64", "renameat", "linkat", "unlinkat", "fchmod", "fchown", "pidfd_send_signal"} {
 		for n := 1; l.killAt(l.order(), call, n); n++ {
 			kills++
 			if l.recover(fmt.Sprintf("killed at %s %d", call, n)) {
@@ -233,7 +240,7 @@ func TestKilledInMemory(t *testing.T) {
 	l.Start()
 	l.Handles(l.reload)
 	kills := 0
-	for _, call := range []string{"connect", "write", "renameat"} {
+	for _, call := range []string{"connect", "write", "fdatasync", "renameat"} {
 		for n := 1; l.killAt(l.order(), call, n); n++ {
 			kills++
 			l.recover(fmt.Sprintf("killed at %s %d", call, n))
@@ -285,7 +292,7 @@ func TestKilledAgainAndAgain(t *testing.T) {
 		o := l.order()
 		o.Resume = true
 		for range 4 {
-			if l.killAt(o, "fsync", 2) {
+			if l.killAt(o, "fdatasync", 1) {
 				kills++
 			}
 		}

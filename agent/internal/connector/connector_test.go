@@ -143,6 +143,7 @@ func TestSeenOfAllWorkers(t *testing.T) {
 	var asked, alone atomic.Int64
 	lis, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 		if alone.Load() > 0 {
+			alone.Add(1)
 			return workers[0], nil
 		}
 		return workers[(asked.Add(1)-1)%2], nil
@@ -175,6 +176,14 @@ func TestSeenOfAllWorkers(t *testing.T) {
 			t.Errorf("it has looked %d times", asked.Load())
 		}
 	}
+	if sight := l.Verify(t.Context(), fresh.Leaf(), 100*time.Millisecond, true); sight.View != connector.Wrong {
+		t.Errorf("%v, while every second connection meets an old worker that is said to be gone", sight)
+	}
+	alone.Store(1)
+	if sight := l.Verify(t.Context(), fresh.Leaf(), 10*time.Second, true); sight.View != connector.Right || alone.Load() != 3 {
+		t.Errorf("%v, seen %d times", sight, alone.Load()-1)
+	}
+	alone.Store(0)
 	gone := time.AfterFunc(100*time.Millisecond, func() { alone.Store(1) })
 	defer gone.Stop()
 	if sight := l.Verify(t.Context(), fresh.Leaf(), time.Minute, false); sight.View != connector.Right || alone.Load() == 0 {

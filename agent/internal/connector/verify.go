@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"net"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/handshake"
@@ -31,7 +32,7 @@ const (
 	// after the other: several at once are more than an old worker that still accepts can take, and meet new ones only.
 	enough   = 5
 	nextLook = 1 * time.Millisecond
-	// certain looks in a row are enough where it is known that no old worker accepts any more.
+	// certain looks are enough where it is known that no old worker accepts any more; then they may come at once.
 	certain = 2
 )
 
@@ -62,8 +63,8 @@ func (l Listener) Address() string { return l.address }
 
 // Verify looks until the certificate is served, at most so long. While a server
 // reloads, its old workers may answer in between: it must be seen some times in
-// a row, unless there is no time to wait; less often where alone says that none
-// but new workers are left.
+// a row, unless there is no time to wait; less often, and at once, where alone
+// says that none but new workers are left.
 func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.Duration, alone bool) Sight {
 	if l.address == "" {
 		return Sight{Detail: "the target's settings name no address to verify"}
@@ -73,10 +74,13 @@ func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.
 	begun := time.Now()
 	deadline := begun.Add(wait)
 	enough := enough
+	var last Sight
 	if alone {
 		enough = certain
+		if last = l.together(ctx, want, certain); last.View == Right {
+			return last
+		}
 	}
-	var last Sight
 	for inRow := 0; ; {
 		asked := time.Now()
 		sight := l.look(ctx, want)
@@ -99,6 +103,22 @@ func (l Listener) Verify(ctx context.Context, want *x509.Certificate, wait time.
 		case <-time.After(pause):
 		}
 	}
+}
+
+// together looks so many times at once. It is right if all are.
+func (l Listener) together(ctx context.Context, want *x509.Certificate, times int) (sight Sight) {
+	sights := make([]Sight, times)
+	var all sync.WaitGroup
+	for i := range sights {
+		all.Go(func() { sights[i] = l.look(ctx, want) })
+	}
+	all.Wait()
+	for _, sight = range sights {
+		if sight.View != Right {
+			break
+		}
+	}
+	return sight
 }
 
 // look asks all local addresses once: one that serves the certificate makes it

@@ -14,6 +14,19 @@ import (
 	"syscall"
 )
 
+// Keep is Replace, but that a name which is not there yet is made as it is, in
+// one go: a crash before Keep returns may leave it empty or in part.
+func Keep(root *os.Root, name string, data []byte, perm fs.FileMode) error {
+	err := Create(root, name, data, perm, nil)
+	if errors.Is(err, fs.ErrExist) {
+		return Replace(root, name, data, perm)
+	}
+	if err != nil {
+		return err
+	}
+	return SyncDir(root, filepath.Dir(name))
+}
+
 // Replace puts data into the file name below root, made with perm if it was
 // not there. It is durable when Replace returns.
 func Replace(root *os.Root, name string, data []byte, perm fs.FileMode) error {
@@ -36,25 +49,35 @@ const tempPrefix = ".tmp-"
 // dress, if given, sets what else the file needs before it is synced. A file
 // that could not be completed is removed. The folder is not synced.
 func Create(root *os.Root, name string, data []byte, perm fs.FileMode, dress func(*os.File) error) error {
-	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	f, err := Begin(root, name, data, perm, dress)
 	if err != nil {
 		return err
+	}
+	if err := Finish(f); err != nil {
+		return errors.Join(err, root.Remove(name))
+	}
+	return nil
+}
+
+// Begin is Create up to the sync, which is left to Finish: of several files
+// that are begun before the first is finished, all reach the disk at once.
+func Begin(root *os.Root, name string, data []byte, perm fs.FileMode, dress func(*os.File) error) (*os.File, error) {
+	f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return nil, err
 	}
 	_, err = f.Write(data)
 	if err == nil && dress != nil {
 		err = dress(f)
 	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
 	if err != nil {
-		return errors.Join(err, root.Remove(name))
+		return nil, errors.Join(err, f.Close(), root.Remove(name))
 	}
-	return nil
+	return f, nil
 }
+
+// Finish syncs and closes.
+func Finish(f *os.File) error { return errors.Join(f.Sync(), f.Close()) }
 
 // Read gives the content of a plain file of at most limit bytes. It does not
 // wait on a pipe or a device somebody put in its place.
@@ -76,7 +99,11 @@ func ReadPath(path string, limit int64) ([]byte, error) {
 }
 
 func readPlain(f *os.File, name string, limit int64) ([]byte, error) {
-	defer f.Close()
+	data, err := plainContent(f, name, limit)
+	return data, errors.Join(err, f.Close())
+}
+
+func plainContent(f *os.File, name string, limit int64) ([]byte, error) {
 	fi, err := f.Stat()
 	switch {
 	case err != nil:

@@ -14,6 +14,9 @@ var errQuota = syscall.Errno(1295) // ERROR_DISK_QUOTA_EXCEEDED
 // SyncDir does nothing: NTFS journals names by itself.
 func SyncDir(*os.Root, string) error { return nil }
 
+// syncContent makes durable what was written into a file that has its size.
+func syncContent(f *os.File) error { return f.Sync() }
+
 // private leaves access to the folder's inherited access list.
 func private(string, fs.FileInfo) error { return nil }
 

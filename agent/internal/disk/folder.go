@@ -37,6 +37,8 @@ type Folder struct {
 	view bool
 	log  *slog.Logger
 	mu   sync.Mutex
+
+	distrusted map[string]bool // records that could not be updated
 }
 
 // OpenFolder opens the folder at path for records, making it (0700) if it is
@@ -50,7 +52,7 @@ func OpenFolder(path string, log *slog.Logger) (*Folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}
-	f := &Folder{path: path, root: root, dir: ".", own: true, log: log}
+	f := &Folder{path: path, root: root, dir: ".", own: true, log: log, distrusted: map[string]bool{}}
 	if err := f.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening state: %w", err), root.Close())
 	}
@@ -112,7 +114,7 @@ func (f *Folder) Put(name string, payload []byte) error {
 	if f.view {
 		return errView
 	}
-	if err := Replace(f.root, f.at(name), seal(payload), 0o600); err != nil {
+	if err := Keep(f.root, f.at(name), seal(payload), 0o600); err != nil {
 		return fmt.Errorf("keeping %s in %s: %w", name, f.path, err)
 	}
 	return nil
@@ -131,8 +133,17 @@ func (f *Folder) Get(ctx context.Context, name string) ([]byte, error) {
 		return nil, fmt.Errorf("reading state in %s: %w", f.path, err)
 	}
 	payload, err := unseal(data)
+	if err != nil {
+		if updated, no := newest(data); no == nil {
+			payload, err = updated.payload, nil
+		}
+	}
 	if err == nil {
 		return payload, nil
+	}
+	if len(data) == 0 && !f.view { // it was about to be made
+		f.log.InfoContext(ctx, "state file is empty: the agent was stopped while it made it", "folder", f.path, "file", name)
+		return nil, errors.Join(ErrDamaged, f.root.Remove(f.at(name)))
 	}
 	f.setAside(ctx, name, err)
 	return nil, fmt.Errorf("reading %s in %s: %w", name, f.path, ErrDamaged)
@@ -176,6 +187,7 @@ func (f *Folder) Remove(name string) error {
 	if f.view {
 		return errView
 	}
+	delete(f.distrusted, name)
 	if err := f.root.Remove(f.at(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing state in %s: %w", f.path, err)
 	}
@@ -254,7 +266,7 @@ func (l *Lock) Folder(name string, log *slog.Logger) (*Folder, error) {
 	if err := l.root.MkdirAll(name, 0o700); err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}
-	f := &Folder{path: filepath.Join(l.path, name), root: l.root, dir: name, log: log}
+	f := &Folder{path: filepath.Join(l.path, name), root: l.root, dir: name, log: log, distrusted: map[string]bool{}}
 	if err := f.open(); err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}

@@ -21,6 +21,7 @@ import (
 
 const (
 	desiredName = "desired"
+	toldName    = "told"
 	// maxItems bounds assignments and challenges, each.
 	maxItems = 10_000
 )
@@ -33,6 +34,7 @@ type Desired struct {
 
 	mu          sync.Mutex
 	session     string
+	told        string
 	revision    int64
 	assignments map[string]*agentv1.Assignment
 	challenges  map[string]*agentv1.Challenge
@@ -44,6 +46,11 @@ type Desired struct {
 // for everything.
 func OpenDesired(ctx context.Context, folder *disk.Folder, log *slog.Logger) (*Desired, error) {
 	d := &Desired{folder: folder, log: log, assignments: map[string]*agentv1.Assignment{}, challenges: map[string]*agentv1.Challenge{}}
+	told, err := folder.Get(ctx, toldName)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	d.told = string(told)
 	data, err := folder.Get(ctx, desiredName)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d, nil
@@ -74,7 +81,7 @@ func (d *Desired) Apply(ctx context.Context, m *agentv1.SubscribeResponse) error
 	if err != nil {
 		return fmt.Errorf("encoding desired state: %w", err)
 	}
-	err = d.folder.Put(desiredName, data)
+	err = d.folder.Update(desiredName, data)
 	crash.At(crash.AssignmentKept)
 	return err
 }
@@ -122,6 +129,25 @@ func (d *Desired) Resume() (session string, revision int64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.session, d.revision
+}
+
+// Told is the session of the server that has every report, or has them waiting
+// for it on disk; empty where that is not known.
+func (d *Desired) Told() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.told
+}
+
+// SetTold remembers it. That it cannot be written is logged: in the worst case
+// the reports are sent once more after the next start.
+func (d *Desired) SetTold(ctx context.Context, session string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.told = session
+	if err := d.folder.Put(toldName, []byte(session)); err != nil {
+		d.log.ErrorContext(ctx, "that the server was told cannot be kept", "error", err)
+	}
 }
 
 // Forget makes the next stream begin with everything.

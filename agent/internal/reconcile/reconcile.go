@@ -71,11 +71,10 @@ type Config struct {
 // Reconciler does the work. Run is its one goroutine.
 type Reconciler struct {
 	Config
-	wake    chan struct{}
-	csrs    map[string]*handIn // by assignment
-	said    map[string]string  // the last trouble logged, by assignment
-	swept   bool               // keys of assignments that are no more are erased
-	session string             // the server's that has every report
+	wake  chan struct{}
+	csrs  map[string]*handIn // by assignment
+	said  map[string]string  // the last trouble logged, by assignment
+	swept bool               // keys of assignments that are no more are erased
 }
 
 // handIn is how far the CSR of an assignment has come.
@@ -91,8 +90,7 @@ func New(cfg Config) (*Reconciler, error) {
 		cfg.Submit == nil || cfg.Interval <= 0 || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("reconcile: incomplete configuration")
 	}
-	session, _ := cfg.Desired.Resume()
-	return &Reconciler{Config: cfg, wake: make(chan struct{}, 1), csrs: map[string]*handIn{}, said: map[string]string{}, session: session}, nil
+	return &Reconciler{Config: cfg, wake: make(chan struct{}, 1), csrs: map[string]*handIn{}, said: map[string]string{}}, nil
 }
 
 // Wake has it look again soon: the desired state has changed.
@@ -164,23 +162,20 @@ func (r *Reconciler) pass(ctx context.Context, watch bool) (next time.Time) {
 }
 
 // retell sends the latest reports again to a server whose session is another one than before: restored from a backup, it may know
-// of an attempt and not of its end. One that has a report passes it over.
+// of an attempt and not of its end. One that has a report passes it over. That it was told is remembered once the reports are safe:
+// an agent that was killed in between tells it all of them again.
 func (r *Reconciler) retell(ctx context.Context) {
 	session, _ := r.Desired.Resume()
-	if session == "" || session == r.session {
-		return
-	}
-	first := r.session == ""
-	r.session = session
-	if first {
+	if session == "" || session == r.Desired.Told() {
 		return
 	}
 	for _, m := range r.Desired.Assignments() {
 		last := r.Progress.Last(m.GetId())
 		if a, _ := plan.Parse(m); plan.Over(a, last) { // what cannot be parsed was reported too
-			r.Spool.Put(ctx, message(*last))
+			r.Spool.Put(ctx, Message(*last))
 		}
 	}
+	r.Desired.SetTold(ctx, session)
 }
 
 // sweep erases, once after a start, the keys of assignments that were forgotten when the agent was stopped, or that were withdrawn
@@ -322,7 +317,7 @@ func (r *Reconciler) install(ctx context.Context, a plan.Assignment, place conne
 	}
 	r.Log.InfoContext(ctx, "installing certificate", "assignment", a.Assignment, "generation", a.Generation, "attempt", a.Attempt,
 		"target", a.Target, "fingerprint", string(pki.FingerprintOf(leaf.Raw)))
-	r.conclude(ctx, r.Machine.Install(ctx, a.Job, place, pair))
+	r.conclude(ctx, r.Machine.Install(ctx, a.Job, place, found, pair))
 }
 
 // pair joins the chain with its key: one that waits, or the one installed.
@@ -389,7 +384,7 @@ func (r *Reconciler) refuse(ctx context.Context, a plan.Assignment, err error) {
 // are in use are not kept a second time. Only then is the journal let go.
 func (r *Reconciler) conclude(ctx context.Context, report apply.Report) {
 	ctx = context.WithoutCancel(ctx)
-	r.Spool.Put(ctx, message(report))
+	r.Spool.Put(ctx, Message(report))
 	crash.At(crash.ReportKept)
 	r.Progress.Keep(ctx, report)
 	crash.At(crash.ProgressKept)
@@ -429,7 +424,8 @@ var stepKinds = map[apply.StepKind]agentv1.StepKind{
 	apply.StepVerify: agentv1.StepKind_STEP_KIND_VERIFY, apply.StepRestore: agentv1.StepKind_STEP_KIND_RESTORE,
 }
 
-func message(r apply.Report) *agentv1.ReportAssignmentRequest {
+// Message is what the server is told.
+func Message(r apply.Report) *agentv1.ReportAssignmentRequest {
 	var steps []*agentv1.Step
 	for _, s := range r.Steps {
 		steps = append(steps, &agentv1.Step{Kind: stepKinds[s.Kind], Begun: timestamppb.New(s.Begun), Ended: timestamppb.New(s.Ended), Failed: s.Failed})

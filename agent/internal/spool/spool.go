@@ -1,9 +1,9 @@
 // Package spool keeps reports until the server has confirmed them.
 //
-// It guarantees that a report is durable when Put returns, that reports are
-// handed out in the order they were put, each with the id it was given, and
-// that they take bounded room: past the bound the oldest is dropped, with a
-// line in the log.
+// It guarantees that a report is durable when Put returns, or confirmed already;
+// that reports are handed out in the order they came, each with the id it was
+// given; and that they take bounded room: past the bound the oldest is dropped,
+// with a line in the log.
 package spool
 
 import (
@@ -39,7 +39,8 @@ type Spool struct {
 	ids   map[string]string // report id -> name, of those put by this process
 	wake  chan struct{}
 
-	memory map[string]*agentv1.ReportAssignmentRequest // that could not be written
+	memory map[string]*agentv1.ReportAssignmentRequest // that could not be written, or are not yet
+	told   map[string]bool                             // ids of those that are still to be put
 }
 
 // Open reads what waits in the folder.
@@ -55,7 +56,7 @@ func Open(ctx context.Context, folder *disk.Folder, log *slog.Logger) (*Spool, e
 		}
 		return strange
 	})
-	s := &Spool{folder: folder, log: log, names: names, ids: map[string]string{}, wake: make(chan struct{}, 1), memory: map[string]*agentv1.ReportAssignmentRequest{}}
+	s := &Spool{folder: folder, log: log, names: names, ids: map[string]string{}, wake: make(chan struct{}, 1), memory: map[string]*agentv1.ReportAssignmentRequest{}, told: map[string]bool{}}
 	if len(names) > 0 {
 		last, err := strconv.ParseUint(names[len(names)-1], 10, 64)
 		if err != nil {
@@ -67,25 +68,69 @@ func Open(ctx context.Context, folder *disk.Folder, log *slog.Logger) (*Spool, e
 	return s, nil
 }
 
-// Put adds a report. One with the id of a report that still waits changes
-// nothing. A report that cannot be written is kept in memory, with a line in
-// the log: better told at once than not at all.
+// Put adds a report. One with the id of a report that still waits, or that was
+// told at once, changes nothing. A report that cannot be written is kept in
+// memory, with a line in the log: better told at once than not at all.
 func (s *Spool) Put(ctx context.Context, r *agentv1.ReportAssignmentRequest) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.told[r.ReportId] {
+		delete(s.told, r.ReportId)
+		return
+	}
 	if _, have := s.ids[r.ReportId]; have {
 		return
 	}
-	name := fmt.Sprintf("%020d", s.next)
+	name := s.add(ctx, r)
+	if s.write(ctx, name, r) {
+		delete(s.memory, name)
+	}
+}
+
+// Tell adds a report that is on disk elsewhere, with its id, until it is Put
+// too: it is handed out while it is still being written.
+func (s *Spool) Tell(ctx context.Context, r *agentv1.ReportAssignmentRequest) {
+	s.keep(ctx, s.handOut(ctx, r), r)
+}
+
+func (s *Spool) handOut(ctx context.Context, r *agentv1.ReportAssignmentRequest) (name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told[r.ReportId] = true
+	return s.add(ctx, r)
+}
+
+func (s *Spool) keep(ctx context.Context, name string, r *agentv1.ReportAssignmentRequest) {
+	written := s.write(ctx, name, r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !written {
+		return
+	}
+	delete(s.memory, name)
+	if s.ids[r.ReportId] == "" { // confirmed meanwhile
+		if err := s.folder.Remove(name); err != nil {
+			s.log.ErrorContext(ctx, "report cannot be removed", "error", err)
+		}
+	}
+}
+
+func (s *Spool) write(ctx context.Context, name string, r *agentv1.ReportAssignmentRequest) bool {
 	data, err := proto.Marshal(r)
 	if err == nil {
 		err = s.folder.Put(name, data)
 	}
 	if err != nil {
 		s.log.ErrorContext(ctx, "report cannot be written, it is kept in memory", "report_id", r.ReportId, "error", err)
-		s.memory[name] = r
 	}
+	return err == nil
+}
+
+// add takes the report into the order, in memory.
+func (s *Spool) add(ctx context.Context, r *agentv1.ReportAssignmentRequest) (name string) {
+	name = fmt.Sprintf("%020d", s.next)
 	s.next++
+	s.memory[name] = r
 	s.names = append(s.names, name)
 	s.ids[r.ReportId] = name
 	if len(s.names) > Bound {
@@ -95,6 +140,7 @@ func (s *Spool) Put(ctx context.Context, r *agentv1.ReportAssignmentRequest) {
 		}
 	}
 	s.nudge()
+	return name
 }
 
 // Next gives the oldest report and the function that confirms it, or nil when

@@ -79,6 +79,36 @@ func TestInOrderOverRestarts(t *testing.T) {
 	}
 }
 
+// A report that is told at once is handed out in its turn, stays until it is confirmed, and is not told again when it is put.
+func TestTell(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "spool")
+	s := open(t, dir)
+	s.Put(t.Context(), report(0))
+	s.Tell(t.Context(), report(1))
+	s.Put(t.Context(), report(1))
+	if s := open(t, dir); s.Len() != 2 {
+		t.Errorf("%d wait after a restart", s.Len())
+	}
+	s.Tell(t.Context(), report(2))
+	if got := fmt.Sprint(drain(t, s)); got != "[r0 r1 r2]" {
+		t.Error(got)
+	}
+	s.Put(t.Context(), report(2)) // confirmed already
+	if s.Len() != 0 || open(t, dir).Len() != 0 {
+		t.Error("a confirmed report waits again")
+	}
+	// The answer is here before the report is on disk.
+	name := s.handOut(t.Context(), report(3))
+	if got := fmt.Sprint(drain(t, s)); got != "[r3]" {
+		t.Error(got)
+	}
+	s.keep(t.Context(), name, report(3))
+	s.Put(t.Context(), report(3))
+	if s.Len() != 0 || open(t, dir).Len() != 0 {
+		t.Error("a confirmed report waits again")
+	}
+}
+
 func TestDamagedReportIsPassedOver(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "spool")
 	s := open(t, dir)

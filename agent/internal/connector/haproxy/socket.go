@@ -17,6 +17,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/pemfile"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/process"
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/internal/crash"
 )
 
 const (
@@ -76,6 +77,7 @@ func (s *socket) replace(ctx context.Context, file string) error {
 	if _, err := s.say(ctx, worker, fmt.Sprintf("set ssl cert %s <<\n%s\n", name, payload)); err != nil {
 		return err
 	}
+	crash.At(crash.SetInMemory)
 	answer, err := s.ask(ctx, worker, "commit ssl cert "+name+"; show info")
 	if err == nil && !strings.Contains(answer, "\nSuccess!\n") {
 		err = errors.New("HAProxy did not commit the certificate")

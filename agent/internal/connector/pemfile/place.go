@@ -27,7 +27,7 @@ type Server interface {
 const (
 	// overlap bounds the waiting for old workers: one that hangs accepts nothing.
 	overlap  = time.Second
-	nextLook = 2 * time.Millisecond
+	nextLook = time.Millisecond
 )
 
 // Place is a set of files, the server that reads them, and where it listens.

@@ -206,13 +206,9 @@ func (s *Set) Stage(pair connector.Pair) (connector.Staged, error) {
 	if !pair.Valid() {
 		return nil, errors.New("pemfile: staging a pair that was not checked")
 	}
-	var staged []stagedFile
-	for _, f := range s.files {
-		st, err := s.stage(f, pair)
-		if err != nil {
-			return nil, errors.Join(failed("writing the new files", f.Spot, err), s.Discard())
-		}
-		staged = append(staged, st)
+	staged, err := s.stageAll(pair)
+	if err != nil {
+		return nil, errors.Join(err, s.Discard())
 	}
 	if err := syncNames(staged); err != nil {
 		return nil, errors.Join(err, s.Discard())
@@ -220,31 +216,54 @@ func (s *Set) Stage(pair connector.Pair) (connector.Staged, error) {
 	return json.Marshal(staged)
 }
 
-func (s *Set) stage(f File, pair connector.Pair) (stagedFile, error) {
-	st := stagedFile{Spot: f.Spot}
+// stageAll writes all files before it syncs the first.
+func (s *Set) stageAll(pair connector.Pair) (staged []stagedFile, err error) {
+	var begun []*os.File
+	for _, f := range s.files {
+		st, file, werr := s.stage(f, pair)
+		if werr != nil {
+			err = failed("writing the new files", f.Spot, werr)
+			break
+		}
+		staged, begun = append(staged, st), append(begun, file)
+	}
+	for i, file := range begun {
+		if ferr := disk.Finish(file); ferr != nil {
+			err = errors.Join(err, failed("writing the new files", s.files[i].Spot, ferr))
+		}
+	}
+	return staged, err
+}
+
+func (s *Set) stage(f File, pair connector.Pair) (st stagedFile, file *os.File, err error) {
+	st.Spot = f.Spot
 	data, err := f.Part.encode(pair)
 	if err != nil {
-		return st, err
+		return st, nil, err
 	}
-	return st, with(f.Spot, func(root *os.Root) error { return st.write(root, data, s.rules, f.Part) })
+	err = with(f.Spot, func(root *os.Root) error {
+		file, err = st.write(root, data, s.rules, f.Part)
+		return err
+	})
+	return st, file, err
 }
 
 // write puts the new file beside the old one, which tells it owner and mode.
-func (s *stagedFile) write(root *os.Root, data []byte, rules Rules, part Part) error {
+func (s *stagedFile) write(root *os.Root, data []byte, rules Rules, part Part) (*os.File, error) {
 	present, err := root.Lstat(s.Name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		return err
+		return nil, err
 	case !present.Mode().IsRegular():
-		return errors.New("not a plain file")
+		return nil, errors.New("not a plain file")
 	default:
 		s.Existed = true
 	}
 	if err := remove(root, s.fresh(), s.old()); err != nil {
-		return err
+		return nil, err
 	}
-	return disk.Create(root, s.fresh(), data, 0o600, func(file *os.File) error {
+	return disk.Begin(root, s.fresh(), data, 0o600, func(file *os.File) error {
 		if s.Existed {
 			return sameAs(file, present)
 		}
