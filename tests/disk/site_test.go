@@ -73,7 +73,7 @@ func (s *site) settle(t *testing.T, prefix ...string) *site {
 	s.web = ok(s.Nginx(ctx, "nginx", "web.example.com"))(t)
 	s.host = ok(s.Lab.Host(ctx, "web", ok(s.plane.Token(ctx, "web"))(t), lab.HostOptions{
 		Server: s.plane.Address, Prefix: prefix,
-		Extra: "verify: {interval: 500ms, wait: 2s}\nscan: {listeners: \"off\"}\nconnectors:\n" + s.web.Connector(),
+		Extra: "verify: {interval: 500ms, wait: 8s}\nscan: {listeners: \"off\"}\nconnectors:\n" + s.web.Connector(),
 	}))(t)
 	ok(s.plane.Apply(ctx, deployment("web", "web", "nginx", s.web.Settings())))(t)
 	return s

@@ -26,7 +26,7 @@ type host struct {
 }
 
 // watching makes agents look often whether all is as it was.
-const watching = "verify: {interval: 500ms, wait: 2s}\nscan: {listeners: \"off\"}\n"
+const watching = "verify: {interval: 500ms, wait: 8s}\nscan: {listeners: \"off\"}\n"
 
 // nginx makes a host with nginx. agent is YAML added to the agent's configuration.
 func (w *world) nginx(t *testing.T, name, agent string) *host {

@@ -16,7 +16,7 @@ import (
 )
 
 // scanning makes agents look for certificates often, in files and behind listeners: those of all scenarios that run at once.
-const scanning = "verify: {interval: 500ms, wait: 2s}\nscan: {interval: 2s, listeners: auto}\n"
+const scanning = "verify: {interval: 500ms, wait: 8s}\nscan: {interval: 2s, listeners: auto}\n"
 
 // TestInventory: what exists, where, until when, who owns it, and what is wrong, after real deployments.
 func TestInventory(t *testing.T) {

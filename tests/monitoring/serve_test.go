@@ -59,7 +59,7 @@ func TestServe(t *testing.T) {
 	apply("kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n", manifest("corp", "corp", "lifetime: 90d\n"), deployment("shop", "corp", site),
 		"kind: Authority\nname: away\nacme: {directory: \"https://127.0.0.1:1/directory\", terms_agreed: true}\n", manifest("public", "away", ""))
 	host := ok(l.Host(t.Context(), "web-1", ok(plane.Token(t.Context(), "web-1"))(t), lab.HostOptions{
-		Server: plane.Address, Extra: "verify: {interval: 1s, wait: 2s}\nscan: {listeners: \"off\"}\nconnectors:\n" + site.Connector(),
+		Server: plane.Address, Extra: "verify: {interval: 1s, wait: 8s}\nscan: {listeners: \"off\"}\nconnectors:\n" + site.Connector(),
 	}))(t)
 	await(t, "the deployment to be served", is(1), "sallyport_deployer_assignments", "state=served")
 

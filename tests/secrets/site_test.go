@@ -249,7 +249,7 @@ func (s *site) enrol(t *testing.T, name string, server *lab.Site, extra string) 
 		s.from("agent key", name, filepath.Join(s.Dir, name, "state/identity", record))
 	}
 	token := s.write(t, name+".token", s.token(t, name))
-	extra = "log: {level: debug}\nverify: {interval: 500ms, wait: 2s}\nscan: {listeners: \"off\"}\n" + extra
+	extra = "log: {level: debug}\nverify: {interval: 500ms, wait: 8s}\nscan: {listeners: \"off\"}\n" + extra
 	h.Host = ok(s.Lab.Host(t.Context(), name, token, lab.HostOptions{Server: s.grpc.address(), Extra: extra}))(t)
 	s.hosts = append(s.hosts, h)
 	return h
