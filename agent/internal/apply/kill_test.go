@@ -208,6 +208,7 @@ func (l *lab) recover(what string) (installed bool) {
 func (l *lab) reset() {
 	l.Helper()
 	l.Put(l.old)
+	l.Handles(l.reload) // the installation may have had it reload just now: a master that begins anew would not hear
 	l.Signal(l.reload)
 	l.MustShow(l.old)
 }
