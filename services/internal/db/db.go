@@ -204,11 +204,11 @@ func begin(ctx context.Context) (context.Context, error) {
 
 // Write runs fn in a transaction and commits it when fn returns nil. fn does SQL and nothing that waits.
 //
-// SQLite: concurrent calls share one transaction and one fsync, each but the first behind a savepoint, so a call that fails
-// takes nothing of the others with it; once fn runs, ctx no longer interrupts a statement, only the next one.
+// SQLite: concurrent calls share one transaction and one fsync; where one fails, those that shared with it run again, once, and
+// it takes nothing of theirs with it. Once fn runs, ctx no longer interrupts a statement, only the next one.
 // PostgreSQL: one read-committed transaction each, which is enough for UPDATE ... WHERE state IN (...): the second of two
-// updates waits for the first and looks again. After a serialization failure or deadlock fn runs again, so it must be
-// repeatable: it sets what it captures, and does not add to it.
+// updates waits for the first and looks again. After a serialization failure or deadlock fn runs again.
+// So fn must be repeatable: it sets what it captures, and does not add to it.
 //
 // A transaction inside a transaction is refused, by the context given to fn. Constraints must not be deferred: a COMMIT that
 // fails takes all calls of its transaction with it.

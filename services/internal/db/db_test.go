@@ -185,10 +185,11 @@ func TestFailuresStayAlone(t *testing.T) {
 func TestGivenUpBeforeItsTurn(t *testing.T) {
 	d := open(t, servicetest.SQLite(t))
 	inside, release := make(chan struct{}), make(chan struct{})
+	enter := sync.OnceFunc(func() { close(inside) })
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		err := d.Write(context.Background(), func(ctx context.Context, tx db.Tx) error {
-			close(inside)
+			enter()
 			<-release
 			return insert("first")(ctx, tx)
 		})

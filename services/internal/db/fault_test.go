@@ -25,10 +25,11 @@ import (
 func together(t *testing.T, d *db.DB, fns ...func(context.Context, db.Tx) error) []error {
 	t.Helper()
 	inside, release := make(chan struct{}), make(chan struct{})
+	enter := sync.OnceFunc(func() { close(inside) })
 	errs := make([]error, len(fns))
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		_ = d.Write(context.Background(), func(context.Context, db.Tx) error { close(inside); <-release; return nil })
+		_ = d.Write(context.Background(), func(context.Context, db.Tx) error { enter(); <-release; return nil })
 	})
 	<-inside
 	var queued atomic.Int32
@@ -316,5 +317,60 @@ func TestServerGoesAway(t *testing.T) {
 	}
 	if n := count(t, d, `TRUE`); n != 2 {
 		t.Errorf("%d rows", n)
+	}
+}
+
+// A call that fails has those run again that shared its transaction, once, however many fail after it.
+func TestFailureHasOthersRunAgain(t *testing.T) {
+	d := open(t, servicetest.SQLite(t))
+	mine := errors.New("mine")
+	var done atomic.Bool
+	var culprits, good sync.WaitGroup
+	for i := range 8 {
+		culprits.Go(func() {
+			for !done.Load() {
+				err := d.Write(context.Background(), func(ctx context.Context, tx db.Tx) error {
+					return errors.Join(insert(fmt.Sprintf("bad %d", i))(ctx, tx), mine)
+				})
+				if !errors.Is(err, mine) {
+					t.Errorf("a call that fails gave %v", err)
+					return
+				}
+			}
+		})
+	}
+	culprits.Go(func() {
+		for !done.Load() {
+			if err := d.Check(context.Background()); err != nil {
+				t.Errorf("the check of a database that works gave %v", err)
+				return
+			}
+		}
+	})
+	var again atomic.Int32
+	for i := range 16 {
+		good.Go(func() {
+			for j := range 50 {
+				ran := 0
+				err := d.Write(context.Background(), func(ctx context.Context, tx db.Tx) error {
+					ran++
+					return insert(fmt.Sprintf("good %d-%d", i, j))(ctx, tx)
+				})
+				if err != nil || ran > 2 {
+					t.Errorf("a good call ran %d times and gave %v", ran, err)
+					return
+				}
+				again.Add(int32(ran - 1))
+			}
+		})
+	}
+	good.Wait()
+	done.Store(true)
+	culprits.Wait()
+	if n := count(t, d, `TRUE`); n != 16*50 {
+		t.Errorf("%d rows of %d calls", n, 16*50)
+	}
+	if again.Load() == 0 {
+		t.Error("no call ran again: the test shows nothing")
 	}
 }

@@ -40,7 +40,11 @@ type call struct {
 	outcome chan error    // what the function returned
 	result  chan error    // what became of it
 	probe   bool          // it only looks whether it gets its turn
+	again   bool          // it succeeded once, and was rolled back with another's failure
 }
+
+// errAgain is the result of a call whose transaction was rolled back because of another.
+var errAgain = errors.New("rolled back with the failure of another")
 
 // newWriter tells size how many calls each COMMIT was for.
 func newWriter(pool *sql.DB, disk *distrust, size prometheus.Observer) *writer {
@@ -55,12 +59,19 @@ func (w *writer) close() {
 }
 
 func (w *writer) do(ctx context.Context, fn func(context.Context, Tx) error) ([]string, error) {
-	return w.call(ctx, &call{}, fn)
+	topics, err := w.call(ctx, &call{}, fn)
+	if errors.Is(err, errAgain) {
+		topics, err = w.call(ctx, &call{again: true}, fn)
+	}
+	return topics, err
 }
 
 // probe makes a transaction of nothing, which is not counted.
 func (w *writer) probe(ctx context.Context) error {
 	_, err := w.call(ctx, &call{probe: true}, func(context.Context, Tx) error { return nil })
+	if errors.Is(err, errAgain) { // it had its turn
+		return nil
+	}
 	return err
 }
 
@@ -106,7 +117,9 @@ func (w *writer) run() {
 	}
 }
 
-// group runs c and the calls that arrive meanwhile in one transaction.
+// group runs c and the calls that arrive meanwhile in one transaction. Failures are rare and savepoints are not cheap, so one that
+// fails has those before it begin again; once one of these has come back, all that follow are behind savepoints, so that no
+// call begins more than twice.
 func (w *writer) group(c *call) {
 	if err := w.begin(); err != nil {
 		w.drop()
@@ -121,21 +134,25 @@ func (w *writer) group(c *call) {
 			c.result <- err
 		}
 	}
+	careful := false
 	for n := 1; ; n++ {
-		err, broken := w.member(c, n == 1)
+		careful = careful || c.again
+		err, broken := w.member(c, careful && n > 1)
 		if broken != nil {
 			c.result <- broken
 			fail(broken)
 			return
 		}
-		switch {
-		case err == nil:
+		if err == nil {
 			done = append(done, c)
-		case n == 1:
+		} else {
 			c.result <- err
-			return
-		default:
-			c.result <- err
+			if !careful || n == 1 { // all is rolled back
+				for _, c := range done {
+					c.result <- errAgain
+				}
+				return
+			}
 		}
 		if n == maxGroup {
 			break
@@ -179,11 +196,10 @@ func (w *writer) waiting() *call {
 	}
 }
 
-// member runs one call behind a savepoint, which spares the others its failure. The first has no others: with its failure the
-// transaction is over. broken means that the whole transaction is lost: SQLite itself rolls back after a full disk or an I/O
-// error.
-func (w *writer) member(c *call, first bool) (err, broken error) {
-	if !first {
+// member runs one call. Its failure is the end of the transaction, unless a savepoint spares the others that. broken means that
+// the transaction is lost whatever is done: SQLite itself rolls back after a full disk or an I/O error.
+func (w *writer) member(c *call, savepoint bool) (err, broken error) {
+	if savepoint {
 		if err := w.exec("SAVEPOINT call"); err != nil {
 			close(c.turn)
 			return nil, err
@@ -192,11 +208,11 @@ func (w *writer) member(c *call, first bool) (err, broken error) {
 	c.turn <- &groupTx{conn: w.conn, known: w.known}
 	err = <-c.outcome
 	switch {
-	case err == nil && first:
+	case err == nil && !savepoint:
 		return nil, nil
 	case err == nil:
 		return nil, w.exec("RELEASE call")
-	case first:
+	case !savepoint:
 		if back := w.exec("ROLLBACK"); back != nil {
 			return nil, fmt.Errorf("%w (rolling back: %w)", err, back)
 		}

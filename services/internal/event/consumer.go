@@ -33,6 +33,8 @@ const (
 	lastRetry  = time.Minute
 
 	receiveAtOnce = 64 // events in one statement
+
+	gatherMost = 1024 // events that are let gather
 )
 
 // Heartbeat is how often JetStream says that a consumer is still served. Without two of them the consumer asks anew: its leader
@@ -58,7 +60,10 @@ type ConsumerConfig struct {
 	Handle func(context.Context, db.Tx, []*eventv1.Event) error
 	// Repeatable says that Handle bears an event that was handled before, however long ago: its id is then not remembered.
 	Repeatable bool
-	Log        *slog.Logger
+	// Gather is how long messages are let gather to be handled in one transaction while each has many events; 0 is not at all.
+	// What is alone never waits.
+	Gather time.Duration
+	Log    *slog.Logger
 	// Now is the clock by which events grow old, as at the broker; nil is time.Now.
 	Now func() time.Time
 }
@@ -145,15 +150,93 @@ func (c *Consumer) consume(ctx context.Context) error {
 	g, reading := errgroup.WithContext(work)
 	g.Go(func() error { return c.attendance.Run(reading, cons) })
 	g.Go(func() error {
+		var crowd time.Time // when messages of many events were last handled
 		for {
 			m, err := messages.Next(jetstream.NextContext(work))
 			if err != nil {
 				return err
 			}
-			c.message(work, m)
+			all, events := []jetstream.Msg{m}, count(m.Data())
+			if time.Since(crowd) < c.c.Gather {
+				all, events, err = c.gather(work, messages, m)
+			}
+			c.together(work, all)
+			if err != nil {
+				return err
+			}
+			if events >= mass*len(all) {
+				crowd = time.Now()
+			}
 		}
 	})
 	return g.Wait()
+}
+
+// gather waits for more messages, and counts the events of all.
+func (c *Consumer) gather(ctx context.Context, messages jetstream.MessagesContext, first jetstream.Msg) (all []jetstream.Msg, events int, err error) {
+	waiting, cancel := context.WithTimeout(ctx, c.c.Gather)
+	defer cancel()
+	for m := first; err == nil; m, err = messages.Next(jetstream.NextContext(waiting)) {
+		all, events = append(all, m), events+count(m.Data())
+		if events >= gatherMost || len(all) == prefetch/2 {
+			return all, events, nil
+		}
+	}
+	if waiting.Err() != nil && ctx.Err() == nil {
+		err = nil
+	}
+	return all, events, err
+}
+
+// together handles messages in one transaction, or each alone if that fails.
+func (c *Consumer) together(ctx context.Context, all []jetstream.Msg) {
+	if len(all) > 1 && c.handleAll(ctx, all) {
+		return
+	}
+	for _, m := range all {
+		c.message(ctx, m)
+	}
+}
+
+func (c *Consumer) handleAll(ctx context.Context, all []jetstream.Msg) bool {
+	defer c.keepAlive(all...)()
+	var events []*eventv1.Event
+	metas := make([]*jetstream.MsgMetadata, len(all))
+	for i, m := range all {
+		var err error
+		if metas[i], err = m.Metadata(); err != nil {
+			return false
+		}
+		more, unnamed, err := decode(m.Data(), c.c.Wanted)
+		if err != nil || len(unnamed) > 0 {
+			return false
+		}
+		events = append(events, more...)
+	}
+	if len(events) > 0 && c.handle(ctx, events) != nil {
+		return false
+	}
+	for i, m := range all {
+		if err := c.handled(ctx, m, metas[i]); err != nil {
+			c.unanswered(ctx, metas[i], err)
+		}
+	}
+	return true
+}
+
+// handled acknowledges a message. An acknowledgement that gets lost brings it again, and the inbox drops its events.
+func (c *Consumer) handled(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
+	crash.At(crash.EventHandled)
+	c.attendance.Heard(meta.Timestamp)
+	err := doubleAck(ctx, m)
+	crash.At(crash.EventAcked)
+	return err
+}
+
+func (c *Consumer) unanswered(ctx context.Context, meta *jetstream.MsgMetadata, err error) {
+	if ctx.Err() == nil {
+		c.c.Log.WarnContext(ctx, "answering for a message", "consumer", c.c.Durable, "stream_seq", meta.Sequence.Stream, "error", err)
+	}
 }
 
 // message handles one message and answers for it.
@@ -168,11 +251,7 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 	done()
 	switch {
 	case err == nil:
-		// An acknowledgement that gets lost brings the message again, and the inbox drops it.
-		crash.At(crash.EventHandled)
-		c.attendance.Heard(meta.Timestamp)
-		err = doubleAck(ctx, m)
-		crash.At(crash.EventAcked)
+		err = c.handled(ctx, m, meta)
 	case errors.Is(err, errUndecodable):
 		err = m.TermWithReason("undecodable")
 	default:
@@ -182,8 +261,8 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 		c.c.Log.WarnContext(ctx, "event not handled yet", "consumer", c.c.Durable, "stream_seq", meta.Sequence.Stream, "delivered", meta.NumDelivered, "retry_in", delay, "error", err)
 		err = m.NakWithDelay(delay)
 	}
-	if err != nil && ctx.Err() == nil {
-		c.c.Log.WarnContext(ctx, "answering for a message", "consumer", c.c.Durable, "stream_seq", meta.Sequence.Stream, "error", err)
+	if err != nil {
+		c.unanswered(ctx, meta, err)
 	}
 }
 
@@ -193,8 +272,8 @@ func doubleAck(ctx context.Context, m jetstream.Msg) error {
 	return m.DoubleAck(ctx)
 }
 
-// keepAlive tells JetStream that the message is being worked on, until the returned function is called.
-func (c *Consumer) keepAlive(m jetstream.Msg) func() {
+// keepAlive tells JetStream that messages are being worked on, until the returned function is called.
+func (c *Consumer) keepAlive(all ...jetstream.Msg) func() {
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -203,7 +282,9 @@ func (c *Consumer) keepAlive(m jetstream.Msg) func() {
 			case <-stop:
 				return
 			case <-time.After(stillBusy):
-				_ = m.InProgress() // the next one, or a redelivery, makes up for it
+				for _, m := range all {
+					_ = m.InProgress() // the next one, or a redelivery, makes up for it
+				}
 			}
 		}
 	})
@@ -246,6 +327,21 @@ func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 		}
 	}
 	return errors.Join(failures...)
+}
+
+// count gives the number of events in a message, as far as it can be read.
+func count(data []byte) (n int) {
+	for len(data) > 0 {
+		num, kind, size := protowire.ConsumeField(data)
+		if size < 0 {
+			return n
+		}
+		if num == batchEvents && kind == protowire.BytesType {
+			n++
+		}
+		data = data[size:]
+	}
+	return n
 }
 
 // decode reads the events of a message that are wanted; all are where nothing says which. unnamed are the places of events that
