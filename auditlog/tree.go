@@ -11,7 +11,8 @@ func HashLeaf(record []byte) Hash {
 	return sha256.Sum256(append(b[:1], record...))
 }
 
-func hashNode(left, right Hash) Hash {
+// HashNode is the hash of a node over its two children.
+func HashNode(left, right Hash) Hash {
 	var b [1 + 2*sha256.Size]byte
 	b[0] = 1
 	copy(b[1:], left[:])
@@ -29,7 +30,7 @@ type tree struct {
 func (t *tree) add(root Hash, level uint) {
 	for n := t.size >> level; n&1 == 1; n >>= 1 {
 		last := len(t.edges) - 1
-		root = hashNode(t.edges[last], root)
+		root = HashNode(t.edges[last], root)
 		t.edges = t.edges[:last]
 	}
 	t.edges = append(t.edges, root)
@@ -44,7 +45,7 @@ func (t *tree) root() Hash {
 	}
 	root := t.edges[len(t.edges)-1]
 	for i := len(t.edges) - 2; i >= 0; i-- {
-		root = hashNode(t.edges[i], root)
+		root = HashNode(t.edges[i], root)
 	}
 	return root
 }

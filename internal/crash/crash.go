@@ -17,6 +17,7 @@ const (
 	EventsMarked  Point = "event-marked"          // the outbox knows
 	EventHandled  Point = "event-handled"         // the consumer has committed, JetStream does not know
 	EventAcked    Point = "event-acked"           // JetStream knows
+	TilesWritten  Point = "audit-tiles-written"   // the records' bundles and tiles are there, the log's state does not cover them
 	Appended      Point = "audit-appended"        // the records are in the log, the process has not noted them
 	Indexed       Point = "audit-indexed"         // it has, and may be indexing them; the message is not acknowledged
 	Acked         Point = "audit-acked"           // it is
@@ -90,7 +91,7 @@ var FirstStart = []Point{KEKMade, TrustMade, LogKeyMade, DirComplete}
 
 // Plane are all others of the control plane; those with a state, once for each.
 func Plane() []Point {
-	all := []Point{EventsPassed, EventsMarked, EventHandled, EventAcked, Appended, Indexed, Acked, FeedPublished, AgentStored, SVIDSigned, CSRStored,
+	all := []Point{EventsPassed, EventsMarked, EventHandled, EventAcked, TilesWritten, Appended, Indexed, Acked, FeedPublished, AgentStored, SVIDSigned, CSRStored,
 		IssuerAsked, AnswerStored, ReportStored, IntentTold, RenewalStored, Deployed, Withdrawn, CAMade, CAStored, Registered, Signed, RequestStored,
 		ChallengeHere, AdviceStored, Revoked, CRLSigned, CRLStored, Observed}
 	for _, state := range []string{"accepted", "ordering", "ordered", "authorized", "finalizing"} {

@@ -25,6 +25,7 @@ import (
 	"golang.org/x/mod/sumdb/note"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+	"k8s.io/klog/v2"
 	_ "modernc.org/sqlite" // driver "sqlite"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
@@ -37,7 +38,7 @@ import (
 
 const (
 	perMessage = 512 // events, as many as a relay packs when it is behind
-	// Those of services/audit/internal/ledger and ingest.
+	// As the service had it when Tessera wrote its log.
 	tesseraBatch    = 1024
 	tesseraAge      = 5 * time.Millisecond
 	tesseraPushback = 4 * tesseraBatch
@@ -50,7 +51,8 @@ const (
 // audit compares records a second: the audit service, from JetStream messages to a published checkpoint and a searchable index,
 // and Tessera alone, with the same records, settings and disk. Then it verifies the log.
 func (b *bench) audit(ctx context.Context) error {
-	heap.Relax() // as the daemon and serve do
+	heap.Relax()                                      // as the daemon and serve do
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler)) // Tessera's
 	var ours, logged, bares, verified, ratios []float64
 	var oursCPU, bareCPU time.Duration // of all rounds
 	for round := range b.rounds {

@@ -36,7 +36,7 @@ var failures = []failure{
 	{stream, "write,pwrite64", "error=ENOSPC:when=9+", 13, "the event store does not work"},
 	{"audit/log/.state", "fsync", "error=EIO:when=5", 1, "appending to the log in"},
 	{"audit/log/.state/treeState", "renameat", "error=EIO:when=5", 1, "appending to the log in"},
-	{"audit/log", "fsync", "error=EIO:when=2+", 0, "publishCheckpoint"},
+	{"audit/log", "fsync", "error=EIO:when=2+", 0, "a checkpoint cannot be written"},
 	{"clock", "renameat", "error=EIO:when=1", 1, "input/output error"},
 }
 

@@ -45,7 +45,6 @@ type Recorder struct {
 
 	mu      sync.Mutex // one call at a time
 	flights []*Flight  // the oldest first
-	data    [][]byte   // of the one that begins; the memory is kept
 	unsure  bool       // the log may have records that are neither in the tail nor in flight
 	lost    bool       // the index may have more than is known: the answer to a write was an error
 	writing chan error // gets what became of the blocks that are being indexed; nil when none are
@@ -162,12 +161,11 @@ func (r *Recorder) Begin(ctx context.Context, records []record.Encoded) (*Flight
 	}
 	f := &Flight{fresh: fresh}
 	if len(fresh) > 0 {
-		r.data = r.data[:0]
-		for _, one := range fresh {
-			r.data = append(r.data, one.Data)
+		data := make([][]byte, len(fresh))
+		for i, one := range fresh {
+			data[i] = one.Data
 		}
-		f.added = r.ledger.Add(ctx, r.data)
-		clear(r.data)
+		f.added = r.ledger.Add(data)
 	}
 	r.flights = append(r.flights, f)
 	return f, nil
@@ -195,7 +193,7 @@ func (r *Recorder) Finish(ctx context.Context, f *Flight) error {
 	defer r.mu.Unlock()
 	switch {
 	case !f.end:
-		r.arrive(ctx, f)
+		r.arrive(f)
 	case f.err != nil && len(r.flights) > 0: // it landed with one before it, and others have begun since
 		r.land()
 	}
@@ -213,55 +211,23 @@ func (r *Recorder) Finish(ctx context.Context, f *Flight) error {
 }
 
 // arrive waits for the oldest flight and extends the tail with it.
-func (r *Recorder) arrive(ctx context.Context, f *Flight) {
+func (r *Recorder) arrive(f *Flight) {
 	r.flights = r.flights[1:]
 	f.end = true
 	if f.added == nil {
 		return
 	}
-	var positions []uint64
-	if positions, f.err = f.added.Wait(); f.err == nil {
-		crash.At(crash.Appended)
-		_, f.err = r.ledger.Refresh(ctx)
+	end := r.from + uint64(len(r.tail))
+	first, err := f.added.Wait()
+	if err == nil && first != end {
+		err = fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s gave position %d where %d ends: does another program write to it?", r.ledger.Dir(), first, end)
 	}
-	if f.err != nil {
+	if f.err = err; err != nil {
 		r.land()
 		return
 	}
-	end := r.from + uint64(len(r.tail))
-	if inOrder, ok := order(f.fresh, positions, end); ok {
-		r.extend(inOrder)
-		return
-	}
-	// Positions were given to a flight behind this one, or to another program.
-	last := end + uint64(len(f.fresh)+r.aloft())
-	r.land()
-	for _, p := range positions {
-		if p < end || p >= last {
-			f.err = fault.New(fault.Internal, "LOG_INCONSISTENT", "the log in %s gave position %d where %d ends: does another program write to it?", r.ledger.Dir(), p, end)
-			return
-		}
-	}
-	f.err = r.catchUp(ctx)
-}
-
-// order puts the records in the order of their positions, which must be those from position first on, each once.
-func order(records []record.Encoded, positions []uint64, first uint64) ([]record.Encoded, bool) {
-	sorted := true
-	for i, p := range positions {
-		sorted = sorted && p == first+uint64(i)
-	}
-	if sorted {
-		return records, true
-	}
-	inOrder := make([]record.Encoded, len(records))
-	for i, p := range positions {
-		if p < first || p-first >= uint64(len(inOrder)) || inOrder[p-first].Data != nil {
-			return nil, false
-		}
-		inOrder[p-first] = records[i]
-	}
-	return inOrder, true
+	crash.At(crash.Appended)
+	r.extend(f.fresh)
 }
 
 // land waits for all flights. What became of them has to be read from the log.
@@ -270,9 +236,8 @@ func (r *Recorder) land() {
 	for _, f := range r.flights {
 		f.end = true
 		if f.added != nil {
-			if _, f.err = f.added.Wait(); f.err == nil {
-				f.err = errAgain
-			}
+			<-f.added.Done()
+			f.err = errAgain
 		}
 	}
 	r.flights = nil
@@ -486,7 +451,7 @@ func (r *Recorder) elsewhere(next uint64) error {
 // catchUp brings the tail, and the index with it, up to the end of the log: what an earlier call, or an earlier process, left
 // behind.
 func (r *Recorder) catchUp(ctx context.Context) error {
-	size, err := r.ledger.Refresh(ctx)
+	size, err := r.ledger.Refresh()
 	if err != nil {
 		return err
 	}
@@ -525,7 +490,7 @@ func (r *Recorder) readOn(ctx context.Context, size uint64) error {
 
 // check refuses an index of another log, or of more than the log has.
 func (r *Recorder) check(ctx context.Context) error {
-	size, err := r.ledger.Refresh(ctx)
+	size, err := r.ledger.Refresh()
 	if err != nil {
 		return err
 	}

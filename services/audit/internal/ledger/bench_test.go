@@ -62,7 +62,7 @@ func bareTessera(b *testing.B) tessera.AddFn {
 		b.Fatal(err)
 	}
 	a, shutdown, _, err := tessera.NewAppender(ctx, driver, tessera.NewAppendOptions().
-		WithCheckpointSigner(signer).WithCheckpointInterval(100*time.Millisecond).WithCheckpointRepublishInterval(0).WithBatching(BatchSize, batchAge))
+		WithCheckpointSigner(signer).WithCheckpointInterval(100*time.Millisecond).WithCheckpointRepublishInterval(0).WithBatching(BatchSize, 5*time.Millisecond))
 	if err != nil {
 		b.Fatal(err)
 	}

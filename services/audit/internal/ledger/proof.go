@@ -26,7 +26,7 @@ func (l *Ledger) Inclusion(ctx context.Context, position uint64) (auditlog.Inclu
 	if err != nil {
 		return p, err
 	}
-	tree, err := client.NewProofBuilder(ctx, c.Size, l.reader.ReadTile)
+	tree, err := client.NewProofBuilder(ctx, c.Size, l.files.ReadTile)
 	if err == nil {
 		p.Path, err = tree.InclusionProof(ctx, position)
 	}
@@ -55,7 +55,7 @@ func (l *Ledger) Consistency(ctx context.Context, from, to uint64) ([][]byte, ui
 	case from > to:
 		return nil, 0, c, fault.Invalid("from_size", "%d is more than %d", from, to)
 	}
-	tree, err := client.NewProofBuilder(ctx, c.Size, l.reader.ReadTile)
+	tree, err := client.NewProofBuilder(ctx, c.Size, l.files.ReadTile)
 	var path [][]byte
 	if err == nil {
 		path, err = tree.ConsistencyProof(ctx, from, to)

@@ -6,9 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,10 +16,7 @@ import (
 	"github.com/sallyport-pki/sallyport/auditlog"
 	"github.com/sallyport-pki/sallyport/internal/crash"
 	"github.com/sallyport-pki/sallyport/internal/fault"
-	"github.com/transparency-dev/merkle/compact"
-	"github.com/transparency-dev/merkle/rfc6962"
-	"github.com/transparency-dev/tessera/api/layout"
-	"github.com/transparency-dev/tessera/client"
+	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger/tiles"
 	"golang.org/x/mod/sumdb/note"
 )
 
@@ -29,9 +24,6 @@ const (
 	keyFile      = "checkpoint.key"
 	verifierFile = "verifier"
 	lockFile     = "lock"
-	// stateFile is Tessera's own record of how far the log goes. It is read before Tessera is started, because Tessera takes a
-	// log without it for a new one and would sign an empty checkpoint over the old.
-	stateFile = ".state/treeState"
 )
 
 func refuse(format string, args ...any) *fault.Error {
@@ -64,7 +56,7 @@ func (l *Ledger) loadKey(origin string) (note.Signer, error) {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if l.exists() {
+		if tiles.Exists(l.logDir) {
 			return nil, refuse("%s is missing, but there is a log signed with it: restore the key from a backup", path)
 		}
 		if err := makeKey(path, origin); err != nil {
@@ -87,16 +79,6 @@ func (l *Ledger) loadKey(origin string) (note.Signer, error) {
 		return nil, refuse("%s is the key of the log %q, this is the log %q: give each log its own directory", path, signer.Name(), origin)
 	}
 	return signer, l.deriveVerifier(signer, string(data))
-}
-
-// exists says whether anything of a log is there.
-func (l *Ledger) exists() bool {
-	for _, part := range []string{layout.CheckpointPath, "tile", stateFile} {
-		if _, err := os.Stat(filepath.Join(l.logDir, part)); err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 // makeKey writes a new key and makes sure that it is on disk before anything is signed with it.
@@ -146,75 +128,43 @@ func (l *Ledger) writeVerifier() error {
 	return nil
 }
 
-// check refuses a log that is not what its key has signed. It reads the right edge of the tree, not the whole log: that is what
-// offline verification is for.
-func (l *Ledger) check(ctx context.Context) error {
-	if !l.exists() {
-		return nil
+// check refuses a log that is not what its key has signed, and says how far its checkpoint goes, if there is one. It reads the right
+// edge of the tree, not the whole log: that is what offline verification is for.
+func (l *Ledger) check(ctx context.Context) (signed uint64, published bool, err error) {
+	c := auditlog.Checkpoint{Root: tiles.EmptyRoot}
+	switch data, err := l.files.ReadCheckpoint(ctx); {
+	case err == nil:
+		published = true
+		if c, err = auditlog.ParseCheckpoint(data, l.key); err != nil {
+			return 0, true, refuse("the checkpoint in %s is not of this log: %w; restore the directory from a backup", l.logDir, err)
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return 0, false, refuse("cannot read the checkpoint in %s: %w", l.logDir, err)
 	}
-	signed, err := l.files.ReadCheckpoint(ctx)
-	published := err == nil
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return refuse("cannot read the checkpoint in %s: %w", l.logDir, err)
-	}
-	var c auditlog.Checkpoint
-	if published {
-		if c, err = auditlog.ParseCheckpoint(signed, l.key); err != nil {
-			return refuse("the checkpoint in %s is not of this log: %w; restore the directory from a backup", l.logDir, err)
+	state, err := tiles.ReadState(l.logDir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		err = refuse("%s is missing, but there is a log: restore the whole directory from a backup", filepath.Join(l.logDir, tiles.StatePath))
+	case err != nil:
+		err = refuse("the state of the log in %s cannot be read: restore the whole directory from a backup: %w", l.logDir, err)
+	case c.Size > state.Size:
+		err = refuse("%s has a checkpoint of %d records but a state of %d: the state is older than the log; restore the whole directory from one backup", l.logDir, c.Size, state.Size)
+	default:
+		if err = l.checkRoot(state, "state"); err == nil {
+			err = l.checkRoot(tiles.State{Size: c.Size, Root: c.Root}, "checkpoint")
 		}
 	}
-	state, err := l.readState()
-	if err != nil {
-		return err
-	}
-	if c.Size > state.Size {
-		return refuse("%s has a checkpoint of %d records but a state of %d: the state is older than the log; restore the whole directory from one backup", l.logDir, c.Size, state.Size)
-	}
-	if err := l.checkRoot(ctx, state.Size, state.Root, "state"); err != nil || !published {
-		return err
-	}
-	return l.checkRoot(ctx, c.Size, c.Root[:], "checkpoint")
-}
-
-type treeState struct {
-	Size uint64 `json:"size"`
-	Root []byte `json:"root"`
-}
-
-func (l *Ledger) readState() (treeState, error) {
-	path := filepath.Join(l.logDir, stateFile)
-	var s treeState
-	data, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, refuse("%s is missing, but there is a log: restore the whole directory from a backup", path)
-	}
-	if err == nil {
-		err = json.Unmarshal(data, &s)
-	}
-	if err != nil {
-		return s, refuse("%s cannot be read: restore the whole directory from a backup: %w", path, err)
-	}
-	return s, nil
+	return c.Size, published, err
 }
 
 // checkRoot compares a root with the tiles.
-func (l *Ledger) checkRoot(ctx context.Context, size uint64, want []byte, whose string) error {
-	root := rfc6962.DefaultHasher.EmptyRoot()
-	if size > 0 {
-		nodes, err := client.FetchRangeNodes(ctx, size, l.files.ReadTile)
-		if err != nil {
-			return refuse("the tiles in %s do not reach the %d records of its %s: restore the whole directory from a backup: %w", l.logDir, size, whose, err)
-		}
-		r, err := (&compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}).NewRange(0, size, nodes)
-		if err != nil {
-			return fmt.Errorf("computing the root of the log: %w", err)
-		}
-		if root, err = r.GetRootHash(nil); err != nil {
-			return fmt.Errorf("computing the root of the log: %w", err)
-		}
+func (l *Ledger) checkRoot(want tiles.State, whose string) error {
+	root, err := tiles.Root(l.logDir, want.Size)
+	if err != nil {
+		return refuse("the tiles in %s do not reach the %d records of its %s: restore the whole directory from a backup: %w", l.logDir, want.Size, whose, err)
 	}
-	if !bytes.Equal(root, want) {
-		return refuse("the tiles in %s do not give the root of its %s of %d records: the log was damaged or changed; restore the whole directory from a backup", l.logDir, whose, size)
+	if root != want.Root {
+		return refuse("the tiles in %s do not give the root of its %s of %d records: the log was damaged or changed; restore the whole directory from a backup", l.logDir, whose, want.Size)
 	}
 	return nil
 }

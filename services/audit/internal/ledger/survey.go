@@ -3,12 +3,6 @@ package ledger
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-	"time"
-
-	"github.com/transparency-dev/tessera/api/layout"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 )
@@ -33,20 +27,4 @@ func (l *Ledger) Writable(ctx context.Context) error {
 		return fault.New(fault.Transient, "LOG_UNAVAILABLE", "writing to %s: is the disk full or read-only? %w", l.dir, err)
 	}
 	return nil
-}
-
-// noteAdded remembers how the last Addition ended.
-func (l *Ledger) noteAdded(err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.trouble = err
-}
-
-// CheckpointTime is when the newest checkpoint was written.
-func (l *Ledger) CheckpointTime() (time.Time, error) {
-	info, err := os.Stat(filepath.Join(l.logDir, layout.CheckpointPath))
-	if err != nil {
-		return time.Time{}, fmt.Errorf("looking at the checkpoint: %w", err)
-	}
-	return info.ModTime(), nil
 }
