@@ -262,7 +262,7 @@ func TestPowerCutAtEachStep(t *testing.T) {
 	acked, cuts := 0, 0
 	r := &rig{}
 	r.look = func(step int) {
-		for i, luck := range []func() bool{func() bool { return false }, func() bool { return true }, coin(random), coin(random), coin(random)} {
+		for i, luck := range []func() bool{never, func() bool { return true }, coin(random), coin(random), coin(random)} {
 			left := filepath.Join(filepath.Dir(dir), "left", "log")
 			r.cut(t, dir, left, luck)
 			resume(t, left, acked, fmt.Sprintf("cut after step %d, outcome %d", step, i))
@@ -280,6 +280,8 @@ func TestPowerCutAtEachStep(t *testing.T) {
 	}
 	t.Logf("%d cuts at %d steps", cuts, r.steps)
 }
+
+func never() bool { return false }
 
 func coin(r *rand.Rand) func() bool { return func() bool { return r.IntN(2) == 0 } }
 
@@ -308,6 +310,13 @@ func TestFailsAtEachStep(t *testing.T) {
 				when := fmt.Sprintf("%v at step %d, done: %v", errno, step, done)
 				if !errors.Is(err, errno) {
 					t.Errorf("%s: it says %v", when, err)
+				}
+				// Whoever opens it believes what it finds, so that has to be on disk now.
+				r.fault = nil
+				if w, err := open(dir, r); err == nil {
+					left := filepath.Join(filepath.Dir(dir), "left", "log")
+					r.cut(t, dir, left, never)
+					resume(t, left, int(w.State().Size), when+", opened, cut")
 				}
 				resume(t, dir, acked, when)
 			}
