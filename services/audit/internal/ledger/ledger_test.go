@@ -244,6 +244,7 @@ func TestRefusals(t *testing.T) {
 		"checkpoint no note":   {write("log/checkpoint", "hello", 0o644), "is not of this log"},
 		"tiles lost":           {remove("log/tile/0"), "do not reach"},
 		"tile changed":         {flip("log/tile/1/000.p/3"), "do not give the root"},
+		"bundle changed":       {flip("log/tile/entries/003.p/232"), "cannot be opened"},
 		"newer version":        {write("log/.state/version", "2", 0o644), "cannot be opened"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -213,6 +213,9 @@ func work(dir string, d disk, acked *int) error {
 		end += n
 		if at := int(w.State().Size); at < end {
 			if err := w.Append(some(at, end-at)); err != nil {
+				if w.Append(some(at, 1)) == nil {
+					return fmt.Errorf("it goes on after %v", err) //nolint:errorlint // it is not that one
+				}
 				return err
 			}
 		}
