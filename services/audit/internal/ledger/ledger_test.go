@@ -217,7 +217,7 @@ func TestRefusals(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			data[len(data)/2] ^= 1
+			data[len(data)/2+5] ^= 1 // not where an entry begins
 			write(path, string(data), 0o600)(t, dir)
 		}
 	}

@@ -117,10 +117,13 @@ func TestRefusesTooLarge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Append(append(some(0, 300), make([]byte, auditlog.MaxRecord+1))); !errors.Is(err, ErrTooLarge) {
+	if err := w.Append(some(0, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Append(append(some(3, 300), make([]byte, auditlog.MaxRecord+1))); !errors.Is(err, ErrTooLarge) {
 		t.Errorf("too large a record: %v", err)
 	}
-	if err := w.Append(some(0, 300)); err != nil {
+	if err := w.Append(some(3, 297)); err != nil {
 		t.Fatal(err)
 	}
 	need(t, dir, 300, "after one that was too large")
