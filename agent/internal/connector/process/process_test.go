@@ -38,7 +38,7 @@ func TestSignalsOnlyWhoListens(t *testing.T) {
 	dir := t.TempDir()
 	got := filepath.Join(dir, "got")
 	deaf := start(t, "echo; while :; do sleep 0.05; done")
-	listening := start(t, "trap 'touch "+got+"' HUP; echo; while :; do sleep 0.05; done")
+	listening := start(t, "trap 'touch "+got+"' USR2; echo; while :; do sleep 0.05; done")
 	gone := exec.Command("/bin/true")
 	if err := gone.Run(); err != nil {
 		t.Fatal(err)
@@ -60,7 +60,7 @@ func TestSignalsOnlyWhoListens(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := Server{PIDFile: file, Program: c.program}
-		if err := s.Signal(t.Context(), HUP); err == nil || !strings.Contains(err.Error(), c.want) {
+		if err := s.Signal(t.Context(), USR2); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q: %v, want %q", c.pid, err, c.want)
 		}
 	}
@@ -75,7 +75,7 @@ func TestSignalsOnlyWhoListens(t *testing.T) {
 	if err := s.Running(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if err := s.Signal(t.Context(), HUP); err != nil {
+	if err := s.Signal(t.Context(), USR2); err != nil {
 		t.Error(err)
 	}
 	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
