@@ -254,6 +254,9 @@ func TestRefusals(t *testing.T) {
 			closeLedger(t, l)
 			c.damage(t, dir)
 			_, err := Open(t.Context(), config(t, dir))
+			if err == nil {
+				t.Fatal("it was opened")
+			}
 			if fault.Of(err).Reason != "LOG_REFUSED" || !strings.Contains(err.Error(), c.want) || strings.Contains(err.Error(), "\n") {
 				t.Errorf("got %v, want %q", err, c.want)
 			}
