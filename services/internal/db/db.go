@@ -36,6 +36,15 @@ type Config struct {
 	// DSN is the path of the data file (sqlite), whose directory must exist and be on a local file system, or a
 	// PostgreSQL connection string or URL. A password in it belongs into a PGPASSFILE or PGPASSWORD instead.
 	DSN string `yaml:"dsn"`
+
+	rehearse bool
+}
+
+// Rehearsed is c for tests: on SQLite, each function given to Write that succeeds is run once more, as if it had shared its first
+// transaction with one that failed. So what is not repeatable shows.
+func (c Config) Rehearsed() Config {
+	c.rehearse = true
+	return c
 }
 
 // LogValue hides all of a connection string but its scheme: it may hold a password, against all advice.
@@ -105,7 +114,7 @@ func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, 
 		return nil, errors.Join(err, d.Close())
 	}
 	if c.Driver == SQLite {
-		d.writer = newWriter(d.writes, &d.distrust, d.meters.group)
+		d.writer = newWriter(d.writes, &d.distrust, d.meters.group, c.rehearse)
 	}
 	return d, nil
 }

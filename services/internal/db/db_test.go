@@ -25,7 +25,13 @@ CREATE TABLE part (id TEXT NOT NULL PRIMARY KEY, thing TEXT NOT NULL REFERENCES 
 `)},
 }
 
+// open has no function run twice that would not be in the product.
 func open(t testing.TB, c db.Config) *db.DB {
+	t.Helper()
+	return opened(t, db.Config{Driver: c.Driver, DSN: c.DSN})
+}
+
+func opened(t testing.TB, c db.Config) *db.DB {
 	t.Helper()
 	d, err := db.Open(t.Context(), c, migrations, "issuer")
 	if err != nil {

@@ -374,3 +374,34 @@ func TestFailureHasOthersRunAgain(t *testing.T) {
 		t.Error("no call ran again: the test shows nothing")
 	}
 }
+
+// What the tests of services run on makes each function run twice, and only the second run counts.
+func TestRehearsed(t *testing.T) {
+	d := opened(t, servicetest.SQLite(t))
+	woken := d.Listen("first")
+	mine := errors.New("mine")
+	for i, gives := range []error{nil, mine, nil} {
+		id, ran := fmt.Sprint(i), 0
+		err := d.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+			if ran++; ran == 1 {
+				tx.Notify("first")
+			}
+			return errors.Join(insert(id)(ctx, tx), gives)
+		})
+		want := 2
+		if gives != nil {
+			want = 1
+		}
+		if !errors.Is(err, gives) || ran != want {
+			t.Errorf("a function that gives %v ran %d times, and Write gave %v", gives, ran, err)
+		}
+	}
+	if n := count(t, d, `TRUE`); n != 2 {
+		t.Errorf("%d rows of two writes", n)
+	}
+	select {
+	case <-woken:
+		t.Error("the first run has woken somebody")
+	default:
+	}
+}

@@ -33,6 +33,8 @@ type writer struct {
 	closing chan struct{}
 	once    sync.Once
 	stopped chan struct{}
+
+	rehearse bool
 }
 
 type call struct {
@@ -47,8 +49,8 @@ type call struct {
 var errAgain = errors.New("rolled back with the failure of another")
 
 // newWriter tells size how many calls each COMMIT was for.
-func newWriter(pool *sql.DB, disk *distrust, size prometheus.Observer) *writer {
-	w := &writer{pool: pool, disk: disk, size: size, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{})}
+func newWriter(pool *sql.DB, disk *distrust, size prometheus.Observer, rehearse bool) *writer {
+	w := &writer{pool: pool, disk: disk, size: size, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{}), rehearse: rehearse}
 	go w.run()
 	return w
 }
@@ -59,11 +61,25 @@ func (w *writer) close() {
 }
 
 func (w *writer) do(ctx context.Context, fn func(context.Context, Tx) error) ([]string, error) {
-	topics, err := w.call(ctx, &call{}, fn)
+	first := fn
+	if w.rehearse {
+		first = rehearsal(fn)
+	}
+	topics, err := w.call(ctx, &call{}, first)
 	if errors.Is(err, errAgain) {
 		topics, err = w.call(ctx, &call{again: true}, fn)
 	}
 	return topics, err
+}
+
+// rehearsal is fn failing as another's failure makes it fail: after all of its work.
+func rehearsal(fn func(context.Context, Tx) error) func(context.Context, Tx) error {
+	return func(ctx context.Context, tx Tx) error {
+		if err := fn(ctx, tx); err != nil {
+			return err
+		}
+		return errAgain
+	}
 }
 
 // probe makes a transaction of nothing, which is not counted.

@@ -72,7 +72,11 @@ func TestMessagesOfManyAreGathered(t *testing.T) {
 		sizes := w.gathering(note)
 		w.arrives(all...)
 		w.eventually("every message is acknowledged", w.idle)
-		if got := sizes(); !slices.Equal(got, []int{40, 8 * 40}) {
+		want := []int{40, 8 * 40}
+		if c.Driver == db.SQLite { // each is rehearsed
+			want = []int{40, 40, 8 * 40, 8 * 40}
+		}
+		if got := sizes(); !slices.Equal(got, want) {
 			t.Errorf("transactions of %v events", got)
 		}
 	})

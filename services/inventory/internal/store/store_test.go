@@ -112,6 +112,9 @@ func (f *fixture) judge() []string {
 			if err != nil || n == 0 {
 				return err
 			}
+			if n > 7 {
+				return fmt.Errorf("%d subjects were judged, of at most 7", n)
+			}
 		}
 	})
 	if err != nil {
