@@ -119,6 +119,7 @@ func serial() *big.Int {
 type CA struct {
 	issuing *x509.Certificate
 	key     crypto.Signer
+	signs   signing
 	lists   []string // URL of its CRL, if it is published
 	now     func() time.Time
 }
@@ -139,7 +140,11 @@ func Open(chain [][]byte, issuingKey []byte, crlURL string, now func() time.Time
 	if !certs[0].IsCA {
 		return nil, errors.New("the issuing certificate is not a CA's")
 	}
-	ca := &CA{issuing: certs[0], key: key, now: now}
+	signs, err := signingWith(key.Public())
+	if err != nil {
+		return nil, err
+	}
+	ca := &CA{issuing: certs[0], key: key, signs: signs, now: now}
 	if crlURL != "" {
 		ca.lists = []string{crlURL + "/" + ListName(ca.KeyID())}
 	}
@@ -209,7 +214,7 @@ func (ca *CA) Issue(csr *pki.CSR, usages []profile.Usage, lifetime time.Duration
 	if template.NotAfter.After(ca.issuing.NotAfter) {
 		template.NotAfter = ca.issuing.NotAfter
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.issuing, csr.Request.PublicKey, ca.key)
+	der, err := ca.signLeaf(template, csr.Request.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("signing: %w", err)
 	}
