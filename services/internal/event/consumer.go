@@ -54,7 +54,8 @@ type ConsumerConfig struct {
 	// Wanted, if set, says by type and subject whether an event is for this consumer at all. One that is not is neither handled
 	// nor remembered.
 	Wanted func(kind, subject string) bool
-	// Handle does what the new events of one message ask for, in the transaction that notes them as received: both or neither.
+	// Handle does what the new events of one message ask for, in the transaction that notes them as received: both or neither. They
+	// come without their facts, which are for the audit log: nothing is decided by them, and to read them takes longest.
 	// After an error each of them is handled alone: one of kind fault.Permanent skips the event, for ever; any other brings it
 	// again, later.
 	Handle func(context.Context, db.Tx, []*eventv1.Event) error
@@ -364,7 +365,7 @@ func decode(data []byte, wanted func(kind, subject string) bool) (events []*even
 		value, _ = protowire.ConsumeBytes(value)
 		if wanted == nil || wanted(textOf(value, typeField), textOf(value, subjectField)) {
 			e := new(eventv1.Event)
-			if err := proto.Unmarshal(value, e); err != nil {
+			if err := proto.Unmarshal(without(value, factsField), e); err != nil {
 				return nil, nil, err
 			}
 			if uuid.Validate(e.GetId()) == nil && len(e.GetId()) == 36 {
@@ -376,6 +377,22 @@ func decode(data []byte, wanted func(kind, subject string) bool) (events []*even
 		i++
 	}
 	return events, unnamed, nil
+}
+
+// without drops a field of a message. One that cannot be read stays as it is.
+func without(message []byte, field protowire.Number) []byte {
+	kept := make([]byte, 0, len(message))
+	for rest := message; len(rest) > 0; {
+		num, _, n := protowire.ConsumeField(rest)
+		if n < 0 {
+			return message
+		}
+		if num != field {
+			kept = append(kept, rest[:n]...)
+		}
+		rest = rest[n:]
+	}
+	return kept
 }
 
 // handle is one transaction. A panic in the handler counts as its error: the event comes again, and the stack is in the log.

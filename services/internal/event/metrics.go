@@ -59,11 +59,12 @@ func newPublished() *prometheus.CounterVec {
 	}, []string{"type"})
 }
 
-// Numbers of fields: EventBatch.events, Event.type and Event.subject.
+// Numbers of fields: EventBatch.events, Event.type, Event.subject and Event.facts.
 const (
 	batchEvents  = 1
 	typeField    = 3
 	subjectField = 4
+	factsField   = 10
 )
 
 // textOf finds a text in an encoded event without decoding the rest; empty if there is none.
