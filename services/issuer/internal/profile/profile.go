@@ -5,6 +5,7 @@ package profile
 import (
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
@@ -42,15 +43,14 @@ const (
 	maxLifetime = 10 * 366 * 24 * time.Hour
 )
 
-var (
-	namePattern        = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
-	acmeProfilePattern = regexp.MustCompile(`^[A-Za-z0-9._~-]{1,64}$`)
-)
+var acmeProfilePattern = regexp.MustCompile(`^[A-Za-z0-9._~-]{1,64}$`)
 
 // CheckName holds a name against the rule for authorities, profiles and identities: lower-case letters, digits and dashes,
 // at most 63, no dash at an end.
 func CheckName(field, name string) error {
-	if !namePattern.MatchString(name) {
+	if len(name) == 0 || len(name) > 63 || name[0] == '-' || name[len(name)-1] == '-' || strings.ContainsFunc(name, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-'
+	}) {
 		return fault.Invalid(field, "%.80q: want 1 to 63 lower-case letters, digits and dashes, no dash at an end", name)
 	}
 	return nil

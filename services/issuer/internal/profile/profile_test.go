@@ -82,3 +82,14 @@ func TestIPAlone(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestNames(t *testing.T) {
+	for name, ok := range map[string]bool{
+		"a": true, "7": true, "a-b--c9": true, strings.Repeat("x", 63): true,
+		"": false, strings.Repeat("x", 64): false, "-": false, "-a": false, "a-": false, "A": false, "a.b": false, "a_b": false, "a b": false, "ä": false, "a\n": false, "a\x80": false,
+	} {
+		if err := CheckName("name", name); (err == nil) != ok {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+}
