@@ -38,7 +38,7 @@ type Folder struct {
 	log  *slog.Logger
 	mu   sync.Mutex
 
-	distrusted map[string]bool // records that could not be updated
+	trusted map[string]bool // records whose slots this process has made, and the disk has taken all of
 }
 
 // OpenFolder opens the folder at path for records, making it (0700) if it is
@@ -52,7 +52,7 @@ func OpenFolder(path string, log *slog.Logger) (*Folder, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}
-	f := &Folder{path: path, root: root, dir: ".", own: true, log: log, distrusted: map[string]bool{}}
+	f := &Folder{path: path, root: root, dir: ".", own: true, log: log, trusted: map[string]bool{}}
 	if err := f.open(); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening state: %w", err), root.Close())
 	}
@@ -136,6 +136,7 @@ func (f *Folder) Get(ctx context.Context, name string) ([]byte, error) {
 	if err != nil {
 		if updated, no := newest(data); no == nil {
 			payload, err = updated.payload, nil
+			f.trust(ctx, name, payload)
 		}
 	}
 	if err == nil {
@@ -187,7 +188,7 @@ func (f *Folder) Remove(name string) error {
 	if f.view {
 		return errView
 	}
-	delete(f.distrusted, name)
+	delete(f.trusted, name)
 	if err := f.root.Remove(f.at(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("removing state in %s: %w", f.path, err)
 	}
@@ -266,7 +267,7 @@ func (l *Lock) Folder(name string, log *slog.Logger) (*Folder, error) {
 	if err := l.root.MkdirAll(name, 0o700); err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}
-	f := &Folder{path: filepath.Join(l.path, name), root: l.root, dir: name, log: log, distrusted: map[string]bool{}}
+	f := &Folder{path: filepath.Join(l.path, name), root: l.root, dir: name, log: log, trusted: map[string]bool{}}
 	if err := f.open(); err != nil {
 		return nil, fmt.Errorf("opening state: %w", err)
 	}

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -29,28 +30,46 @@ func (f *Folder) Update(name string, payload []byte) error {
 		return errView
 	}
 	done, err := f.overwrite(name, payload)
-	switch {
-	case err != nil || done:
-	case len(payload) > maxSlot:
-		err = Keep(f.root, f.at(name), seal(payload), 0o600)
-	default:
-		size := (slotLine + len(payload)*3/2 + slotRounded - 1) / slotRounded * slotRounded
-		whole := make([]byte, 2*size)
-		copy(whole, slot(1, payload))
-		err = Keep(f.root, f.at(name), whole, 0o600)
+	if err == nil && !done {
+		err = f.anew(name, payload)
 	}
 	if err != nil {
-		f.distrusted[name] = true
+		delete(f.trusted, name)
 		return fmt.Errorf("keeping %s in %s: %w", name, f.path, err)
 	}
-	delete(f.distrusted, name)
 	return nil
 }
 
-// overwrite is false where the record has no file with slots that are large enough, or that can be trusted: what the kernel holds of a
-// slot that once did not sync may not be what the disk has.
+// anew makes the record's file, in the place of one that may be there.
+func (f *Folder) anew(name string, payload []byte) error {
+	if len(payload) > maxSlot {
+		return Keep(f.root, f.at(name), seal(payload), 0o600)
+	}
+	size := (slotLine + len(payload)*3/2 + slotRounded - 1) / slotRounded * slotRounded
+	whole := make([]byte, 2*size)
+	copy(whole, slot(1, payload))
+	if err := Keep(f.root, f.at(name), whole, 0o600); err != nil {
+		return err
+	}
+	f.trusted[name] = true
+	return nil
+}
+
+// trust makes sure that the disk has what was just read of slots that a process before this one has left: its last sync may have failed,
+// and the kernel takes what it could not write for written. Where that cannot be, the next update tries again, and says so.
+func (f *Folder) trust(ctx context.Context, name string, payload []byte) {
+	if f.view || f.trusted[name] {
+		return
+	}
+	if err := f.anew(name, payload); err != nil {
+		f.log.WarnContext(ctx, "state file cannot be written", "folder", f.path, "file", name, "error", err)
+	}
+}
+
+// overwrite is false where the record has no file with slots that are large enough, or none that is trusted: what the kernel holds of
+// a slot that once did not sync may not be what the disk has.
 func (f *Folder) overwrite(name string, payload []byte) (done bool, err error) {
-	if f.distrusted[name] || len(payload) > maxSlot {
+	if !f.trusted[name] || len(payload) > maxSlot {
 		return false, nil
 	}
 	file, err := f.root.OpenFile(f.at(name), os.O_RDWR|nonblock, 0)

@@ -3,6 +3,7 @@ package disk
 import (
 	"bytes"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,22 +106,68 @@ func TestCutUpdate(t *testing.T) {
 func TestFailedUpdate(t *testing.T) {
 	f := folder(t)
 	update(t, f, []byte("old"))
-	before := inode(t, f)
-	f.distrusted["a"] = true
-	update(t, f, []byte("new"))
-	if os.SameFile(before, inode(t, f)) {
-		t.Error("it was written in place")
-	}
-	before = inode(t, f)
-	update(t, f, []byte("newer"))
-	if !os.SameFile(before, inode(t, f)) {
-		t.Error("a file that was written anew is not trusted")
-	}
+	f.trusted["a"] = false
+	anew(t, f, func() error { return f.Update("a", []byte("new")) })
 	if err := f.root.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Update("a", nil); err == nil || !f.distrusted["a"] {
+	if err := f.Update("a", nil); err == nil || f.trusted["a"] {
 		t.Errorf("%v", err)
+	}
+}
+
+// What a process before has left may never have reached the disk, whatever is read of it: it is made anew before anybody acts on it, and
+// never written in place.
+func TestLeftByAnother(t *testing.T) {
+	for name, begin := range map[string]func(*Folder) error{
+		"read":    func(f *Folder) error { get(t, f, []byte("its sync may have failed")); return nil },
+		"updated": func(f *Folder) error { return f.Update("a", []byte("without having read")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := folder(t)
+			for _, text := range []string{"first", "second", "its sync may have failed"} {
+				update(t, before, []byte(text))
+			}
+			f, err := OpenFolder(before.Path(), slog.New(slog.DiscardHandler))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer close(t, f)
+			anew(t, f, func() error { return begin(f) })
+		})
+	}
+	// Where it cannot be made anew, it is read all the same.
+	f := folder(t)
+	update(t, f, []byte("read"))
+	f.trusted["a"] = false
+	obstacle := filepath.Join(f.Path(), tempPrefix+"a")
+	if err := os.MkdirAll(filepath.Join(obstacle, "in the way"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	get(t, f, []byte("read"))
+	if err := f.Update("a", nil); err == nil || f.trusted["a"] {
+		t.Errorf("%v", err)
+	}
+	if err := os.RemoveAll(obstacle); err != nil {
+		t.Fatal(err)
+	}
+	anew(t, f, func() error { get(t, f, []byte("read")); return nil })
+}
+
+// anew wants do to put another file in the place of the record's, and what comes then to be written in place.
+func anew(t *testing.T, f *Folder, do func() error) {
+	t.Helper()
+	before := inode(t, f)
+	if err := do(); err != nil {
+		t.Fatal(err)
+	}
+	made := inode(t, f)
+	if os.SameFile(before, made) {
+		t.Error("it was written in place")
+	}
+	update(t, f, []byte("and then"))
+	if !os.SameFile(made, inode(t, f)) {
+		t.Error("a file that was made anew is not trusted")
 	}
 }
 
