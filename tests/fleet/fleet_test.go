@@ -73,7 +73,7 @@ func (w *world) enrolment() {
 	if len(used) != len(w.hosts) {
 		w.t.Errorf("%d tokens were used, by %d hosts", len(used), len(w.hosts))
 	}
-	w.deploy(perDeployment, perDeployment)
+	w.deploy()
 	w.installed(w.hosts, 1)
 }
 
@@ -100,7 +100,8 @@ func (w *world) crash() {
 func (w *world) out() *host    { return w.hosts[0] }
 func (w *world) free() []*host { return w.hosts[1:] }
 
-// lock locks one agent.
+// lock locks one agent, and takes from it what it has: nothing else would be there to tell it, since nothing begins on a host whose
+// agent is locked.
 func (w *world) lock() {
 	ok(w.deployer.LockAgent(w.t.Context(), &deployerv1.LockAgentRequest{Host: w.out().name, Reason: "stolen"}))(w.t)
 	w.await("the locked agent's stream to end", func() error {
@@ -110,6 +111,7 @@ func (w *world) lock() {
 		}
 		return err
 	})
+	ok(w.plane.Apply(w.t.Context(), deployment(0, w.hosts[1:min(len(w.hosts), perDeployment)])))(w.t)
 }
 
 // renew begins a new generation everywhere.

@@ -180,19 +180,24 @@ func (w *world) tokens() {
 }
 
 // deploy wants one certificate on each host. Deployments have so many targets.
-func (w *world) deploy(targets, parallel int) {
+func (w *world) deploy() {
 	w.t.Helper()
 	var text strings.Builder
 	text.WriteString("kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n---\n" +
 		"kind: Profile\nname: web\nauthority: corp\nlifetime: 9d\nkey_types: [ecdsa-p256]\nusages: [server_auth]\nallowed_domains: [example.com]\n" +
 		"---\nkind: Identity\nname: shop\nowner: team-shop@example.com\npurpose: fleet\nnames: {dns: [shop.example.com]}\n")
-	for i, part := range slices.Collect(slices.Chunk(w.hosts, targets)) {
-		fmt.Fprintf(&text, "---\nkind: Deployment\nname: shop-%d\nidentity: shop\nprofile: web\nrollout: {max_parallel: %d, max_failures: 1000}\ntargets:\n", i, parallel)
-		for _, h := range part {
-			fmt.Fprintf(&text, "- {host: %s, name: site, connector: files, settings: {certificate: %s, key: %s}}\n", h.name, h.certificate(), filepath.Join(h.dir, "files", "site.key"))
-		}
+	for i, part := range slices.Collect(slices.Chunk(w.hosts, perDeployment)) {
+		text.WriteString("---\n" + deployment(i, part))
 	}
 	ok(w.plane.Apply(w.t.Context(), text.String()))(w.t)
+}
+
+func deployment(i int, hosts []*host) string {
+	text := fmt.Sprintf("kind: Deployment\nname: shop-%d\nidentity: shop\nprofile: web\nrollout: {max_parallel: %d, max_failures: 1000}\ntargets:\n", i, perDeployment)
+	for _, h := range hosts {
+		text += fmt.Sprintf("- {host: %s, name: site, connector: files, settings: {certificate: %s, key: %s}}\n", h.name, h.certificate(), filepath.Join(h.dir, "files", "site.key"))
+	}
+	return text
 }
 
 // assignments are all there are, by host.
