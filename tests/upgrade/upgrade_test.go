@@ -123,7 +123,11 @@ func TestSkew(t *testing.T) {
 		upgrade func(*testing.T, *site.Site) error
 	}{
 		"agents of the version before": {site.Programs{Serve: now, Agent: before, CLI: now},
-			func(_ *testing.T, s *site.Site) error { return s.Agents(now) }},
+			func(t *testing.T, s *site.Site) error {
+				must(t, s.Agents(now))
+				must(t, s.Renew(t.Context()))
+				return s.Agents(before) // the upgrade is taken back
+			}},
 		"control plane of the version before": {site.Programs{Serve: before, Agent: now, CLI: now},
 			func(t *testing.T, s *site.Site) error { return s.Control(t.Context(), now) }},
 		"command line of the version before": {site.Programs{Serve: now, Agent: now, CLI: before},
@@ -137,6 +141,13 @@ func TestSkew(t *testing.T) {
 			must(t, s.Renew(t.Context()))
 			must(t, c.upgrade(t, s))
 			must(t, s.Renew(t.Context()))
+			aside, err := filepath.Glob(filepath.Join(site.Dir, "*/state/*/damaged-*"))
+			must(t, err)
+			for _, path := range aside { // docs/upgrade.md says of these that an agent taken back cannot read them
+				if name := filepath.Base(path); name != "damaged-desired" && name != "damaged-current" {
+					t.Errorf("an agent cannot read what another version has left, and has set it aside: %s", path)
+				}
+			}
 		})
 	}
 }
