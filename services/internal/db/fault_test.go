@@ -405,3 +405,46 @@ func TestRehearsed(t *testing.T) {
 	default:
 	}
 }
+
+// SQLite rolls everything back when there is no room. Those that shared the transaction with the call that wanted too much run again
+// and hear nothing of it.
+func TestFullHasOthersRunAgain(t *testing.T) {
+	d := open(t, servicetest.SQLite(t))
+	culprit := func(ctx context.Context, tx db.Tx) error {
+		var pages int
+		if err := tx.QueryRow(ctx, `PRAGMA max_page_count = 40`).Scan(&pages); err != nil {
+			return err
+		}
+		if err := insert(strings.Repeat("x", 1<<20))(ctx, tx); err != nil {
+			return fault.New(fault.Permanent, "NOT_YOURS", "this is for the culprit alone: %w", err)
+		}
+		return nil
+	}
+	again := 0
+	for round := range 200 { // whether the culprit shares a transaction with others is up to the scheduler
+		ran := make([]int, 8)
+		calls := make([]func(context.Context, db.Tx) error, 0, len(ran)+1)
+		for i := range ran {
+			calls = append(calls, func(ctx context.Context, tx db.Tx) error {
+				ran[i]++
+				return insert(fmt.Sprintf("%d-%d", round, i))(ctx, tx)
+			})
+		}
+		errs := together(t, d, append(calls, culprit)...)
+		if fault.Of(errs[len(ran)]).Reason != "NOT_YOURS" {
+			t.Fatalf("the culprit got %v", errs[len(ran)])
+		}
+		for i, n := range ran {
+			if errs[i] != nil || n > 2 {
+				t.Fatalf("a call that shared its transaction ran %d times and gave %v", n, errs[i])
+			}
+			again += n - 1
+		}
+		if again > 0 && round >= 5 {
+			break
+		}
+	}
+	if again == 0 {
+		t.Error("no call ran again: the test shows nothing")
+	}
+}

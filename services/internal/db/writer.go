@@ -48,6 +48,14 @@ type call struct {
 // errAgain is the result of a call whose transaction was rolled back because of another.
 var errAgain = errors.New("rolled back with the failure of another")
 
+// rolledBack is the result of a call that succeeded, in a transaction that was lost with another call.
+func (c *call) rolledBack() error {
+	if c.again || c.probe {
+		return unavailable("a write that shared the transaction found no room, or a disk that does not work, and all of it was rolled back")
+	}
+	return errAgain
+}
+
 // newWriter tells size how many calls each COMMIT was for.
 func newWriter(pool *sql.DB, disk *distrust, size prometheus.Observer, rehearse bool) *writer {
 	w := &writer{pool: pool, disk: disk, size: size, calls: make(chan *call), closing: make(chan struct{}), stopped: make(chan struct{}), rehearse: rehearse}
@@ -144,19 +152,16 @@ func (w *writer) group(c *call) {
 		return
 	}
 	var done []*call // succeeded, waiting for the COMMIT
-	fail := func(err error) {
-		w.drop()
-		for _, c := range done {
-			c.result <- err
-		}
-	}
 	careful := false
 	for n := 1; ; n++ {
 		careful = careful || c.again
 		err, broken := w.member(c, careful && n > 1)
 		if broken != nil {
+			w.drop()
 			c.result <- broken
-			fail(broken)
+			for _, c := range done {
+				c.result <- c.rolledBack()
+			}
 			return
 		}
 		if err == nil {
@@ -181,7 +186,11 @@ func (w *writer) group(c *call) {
 		if unsynced(err) {
 			w.disk.begin(err)
 		}
-		fail(fmt.Errorf("committing: %w", err))
+		w.drop()
+		err = fmt.Errorf("committing: %w", err)
+		for _, c := range done {
+			c.result <- err
+		}
 		return
 	}
 	counted := 0
@@ -212,8 +221,8 @@ func (w *writer) waiting() *call {
 	}
 }
 
-// member runs one call. Its failure is the end of the transaction, unless a savepoint spares the others that. broken means that
-// the transaction is lost whatever is done: SQLite itself rolls back after a full disk or an I/O error.
+// member runs one call. Its failure is the end of the transaction, unless a savepoint spares the others that. broken, which is for
+// this call alone, means that the transaction is lost whatever is done: SQLite itself rolls back after a full disk or an I/O error.
 func (w *writer) member(c *call, savepoint bool) (err, broken error) {
 	if savepoint {
 		if err := w.exec("SAVEPOINT call"); err != nil {
