@@ -201,7 +201,7 @@ func Run(ctx context.Context, cfg Config, spec Spec) error {
 	})
 	g.Go(func() error { return ended(gctx, "the service", service.Run(running)) })
 	g.Go(func() error {
-		err := event.EnsureStreams(gctx, js, event.StreamLimits{Replicas: cfg.NATS.Replicas})
+		err := event.KeepStreams(gctx, js, event.StreamLimits{Replicas: cfg.NATS.Replicas})
 		if gctx.Err() != nil {
 			return nil
 		}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go/jetstream"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
@@ -23,6 +24,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/internal/trace"
+	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
 )
 
@@ -53,13 +55,19 @@ func mint(t *testing.T, d *servicetest.Domain, name string) (tls.Certificate, []
 // broker runs a NATS server that shows the SVID of /service/<name>.
 func broker(t *testing.T, d *servicetest.Domain, name string) string {
 	t.Helper()
+	return "tls://" + brokerAt(t, d, name, server.RANDOM_PORT).Addr().String()
+}
+
+// brokerAt runs one with an empty store.
+func brokerAt(t *testing.T, d *servicetest.Domain, name string, port int) *server.Server {
+	t.Helper()
 	pair, _, _ := mint(t, d, name)
 	roots := x509.NewCertPool()
 	for _, c := range d.Authority.Bundle().X509Authorities() {
 		roots.AddCert(c)
 	}
 	srv, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: server.RANDOM_PORT, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+		Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
 		TLS: true, TLSVerify: true, TLSTimeout: 10,
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert},
 	})
@@ -71,7 +79,7 @@ func broker(t *testing.T, d *servicetest.Domain, name string) string {
 	if !srv.ReadyForConnections(20 * time.Second) {
 		t.Fatal("NATS is not ready")
 	}
-	return "tls://" + srv.Addr().String()
+	return srv
 }
 
 func identityDir(t *testing.T, d *servicetest.Domain, name string) string {
@@ -144,6 +152,53 @@ func TestRunServesAndStops(t *testing.T) {
 	}
 	if !s.closed || !s.parts.NATS.IsClosed() {
 		t.Error("service and NATS connection must be closed")
+	}
+}
+
+// A broker that comes back with nothing gets its streams from a daemon that has run all the time.
+func TestStreamsAreMadeAgain(t *testing.T) {
+	d := servicetest.TrustDomain(t)
+	srv := brokerAt(t, d, "nats", server.RANDOM_PORT)
+	url := "tls://" + srv.Addr().String()
+	s := &idle{running: make(chan struct{})}
+	cfg := Config{Listen: freePort(t), Identity: Identity{Dir: identityDir(t, d, "issuer")}, NATS: NATS{URL: url}}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, cfg, Spec{Name: "issuer", Build: func(context.Context, Parts) (Service, error) { return s, nil }})
+	}()
+	conn, err := connect(NATS{URL: url}, d.Service("issuer"), "test", servicetest.Log(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there := func(when string) {
+		t.Helper()
+		for _, name := range []string{event.StreamName, event.AuditStream} {
+			for end := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
+				_, err := js.Stream(ctx, name)
+				if err == nil {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("%s there is no stream %s: %v", when, name, err)
+				}
+			}
+		}
+	}
+	there("at first")
+	port := srv.Addr().(*net.TCPAddr).Port
+	srv.Shutdown()
+	srv.WaitForShutdown()
+	brokerAt(t, d, "nats", port)
+	there("at a broker that has lost everything")
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("stopping: %v", err)
 	}
 }
 

@@ -64,6 +64,34 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, limits StreamLim
 	return nil
 }
 
+// KeepStreams is EnsureStreams, and makes the streams again whenever the broker has lost them, with all it had, until ctx ends.
+func KeepStreams(ctx context.Context, js jetstream.JetStream, limits StreamLimits) error {
+	if err := EnsureStreams(ctx, js, limits); err != nil {
+		return err
+	}
+	for {
+		sleep(ctx, lookEvery)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if lost(ctx, js) {
+			_ = EnsureStreams(ctx, js, limits) // relays say that events wait, and why; the next look tries again
+		}
+	}
+}
+
+// lost says whether a stream is not there. A broker that does not answer has lost nothing yet.
+func lost(ctx context.Context, js jetstream.JetStream) bool {
+	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	defer cancel()
+	for _, name := range []string{StreamName, AuditStream} {
+		if _, err := js.Stream(ctx, name); errors.Is(err, jetstream.ErrStreamNotFound) {
+			return true
+		}
+	}
+	return false
+}
+
 // ensureStream leaves a stream alone that is as it should be: every daemon comes here at its start, while others use it.
 func ensureStream(ctx context.Context, js jetstream.JetStream, c jetstream.StreamConfig) error {
 	_, err := js.CreateStream(ctx, c)
