@@ -75,7 +75,9 @@ func (r *Relay) Run(ctx context.Context) error {
 		keep := &upkeep{Relay: r, answered: map[string]bool{}}
 		for {
 			again := keep.pass(ctx)
-			r.drain(ctx)
+			if more := r.drain(ctx); more {
+				continue
+			}
 			select {
 			case <-ctx.Done():
 				return nil
@@ -87,29 +89,34 @@ func (r *Relay) Run(ctx context.Context) error {
 	})
 }
 
-// drain publishes until nothing waits or ctx ends.
-func (r *Relay) drain(ctx context.Context) {
+// drain publishes until nothing waits or ctx ends. While there is always something, it comes back now and then, for what else is to
+// be done, and says that there is more.
+func (r *Relay) drain(ctx context.Context) (more bool) {
 	failures := 0
-	for ctx.Err() == nil {
+	for begun := time.Now(); ctx.Err() == nil; {
 		n, err := r.pass(ctx)
 		switch {
 		case ctx.Err() != nil:
-			return
+			return false
 		case err != nil:
 			failures++
 			pause := min(firstPause<<min(failures-1, 10), longPause)
 			r.c.Log.WarnContext(ctx, "events wait in the outbox", "service", r.c.Service, "attempt", failures, "retry_in", pause, "error", err)
 			sleep(ctx, pause/2+rand.N(pause/2))
 		case n == 0:
-			return
+			return false
 		default:
 			if failures > 0 {
 				r.c.Log.InfoContext(ctx, "events are published again", "service", r.c.Service, "attempts", failures)
 			}
 			failures = 0
 			sleep(ctx, pauseAfter(n))
+			if time.Since(begun) > lookEvery {
+				return true
+			}
 		}
 	}
+	return false
 }
 
 // pauseAfter is how long to let events gather after so many were published.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -227,6 +228,41 @@ func TestBrokerThatLostEverything(t *testing.T) {
 		if after = w.last(); after != before+1 {
 			t.Errorf("%d messages for one event", after-before)
 		}
+	})
+}
+
+// TestBrokerThatLostEverythingUnderLoad: that new events keep coming does not keep a relay from noticing.
+func TestBrokerThatLostEverythingUnderLoad(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, servicetest.SQLite(t))
+	var clock wheel
+	w.relayAt(&clock)
+	unheard := names("unheard", 10)
+	w.emit(unheard...)
+	w.published(t)
+	load, stop := context.WithCancel(t.Context())
+	var emitting sync.WaitGroup
+	for e := range 8 {
+		emitting.Go(func() {
+			for n := 0; load.Err() == nil; n++ {
+				w.emit(fmt.Sprintf("load-%d-%d", e, n))
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	defer emitting.Wait()
+	defer stop()
+	first := w.last()
+	w.eventually("the relay is at work", func() bool { return w.last() > first+3 })
+	if err := w.js.DeleteStream(t.Context(), event.StreamName); err != nil {
+		t.Fatal(err)
+	}
+	w.ensure(event.StreamLimits{})
+	clock.turn(2 * time.Minute)
+	w.consume(note)
+	w.eventually("what was not heard comes again", func() bool {
+		heard := w.noted()
+		return !slices.ContainsFunc(unheard, func(s string) bool { return heard[s] == 0 })
 	})
 }
 
