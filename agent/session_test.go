@@ -81,6 +81,27 @@ func TestNewSessionIsToldAgain(t *testing.T) {
 	w.quiet(2)
 }
 
+// A server that was set back to an attempt before begins anew the one that this host has refused meanwhile: that refusal is not the
+// end of it.
+func TestRefusedInTheLostTime(t *testing.T) {
+	w := newWorld(t, agenttest.Config{})
+	w.enrol()
+	refused := w.assignment()
+	refused.Attempt, refused.Target.Connector = 2, "haproxy"
+	w.Assign(refused)
+	w.run()
+	w.want(w.Report(1), restored, "CONNECTOR_NOT_ENABLED")
+	w.Down()
+	w.Forget()
+	w.Fail("SubmitCSR", func() error { return fault.New(fault.Conflict, "STALE_ATTEMPT", "this attempt is over") })
+	w.Assign(w.assignment())
+	w.Up()
+	w.Await("the CSR of the attempt before", func() bool { return w.Calls("SubmitCSR") > 0 })
+	w.Fail("SubmitCSR", nil)
+	w.Change("a1", func(a *agentv1.Assignment) { a.Attempt = 2 })
+	w.want(w.Report(2), served, "")
+}
+
 func TestReportsKeepTheirID(t *testing.T) {
 	w := newWorld(t, agenttest.Config{})
 	lost := 0

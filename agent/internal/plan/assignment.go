@@ -130,6 +130,11 @@ func Over(a Assignment, last *apply.Report) bool {
 	return last != nil && last.Generation == a.Generation && last.Attempt == a.Attempt && !setBack(a, last)
 }
 
+// Ahead says whether the report is about a later attempt than the server knows of: it was restored from a backup.
+func Ahead(a Assignment, last *apply.Report) bool {
+	return last != nil && (last.Generation > a.Generation || last.Generation == a.Generation && last.Attempt > a.Attempt)
+}
+
 // setBack says whether the server asks for an attempt anew that it has had a
 // certificate for: it was restored from a backup and knows nothing of it.
 func setBack(a Assignment, last *apply.Report) bool {

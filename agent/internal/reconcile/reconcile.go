@@ -163,7 +163,8 @@ func (r *Reconciler) pass(ctx context.Context, watch bool) (next time.Time) {
 
 // retell sends the latest reports again to a server whose session is another one than before: restored from a backup, it may know
 // of an attempt and not of its end. One that has a report passes it over. That it was told is remembered once the reports are safe:
-// an agent that was killed in between tells it all of them again.
+// an agent that was killed in between tells it all of them again. A report about an attempt that the server has yet to come to is
+// forgotten: it would be taken for the end of that attempt.
 func (r *Reconciler) retell(ctx context.Context) {
 	session, _ := r.Desired.Resume()
 	if session == "" || session == r.Desired.Told() {
@@ -171,8 +172,11 @@ func (r *Reconciler) retell(ctx context.Context) {
 	}
 	for _, m := range r.Desired.Assignments() {
 		last := r.Progress.Last(m.GetId())
-		if a, _ := plan.Parse(m); plan.Over(a, last) { // what cannot be parsed was reported too
+		switch a, _ := plan.Parse(m); { // what cannot be parsed was reported too
+		case plan.Over(a, last):
 			r.Spool.Put(ctx, Message(*last))
+		case plan.Ahead(a, last):
+			r.Progress.Forget(ctx, m.GetId())
 		}
 	}
 	r.Desired.SetTold(ctx, session)
