@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"math/big"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
@@ -241,7 +242,7 @@ func leafTemplate(csr *pki.CSR, usages []profile.Usage) (*x509.Certificate, erro
 		SubjectKeyId:          keyID(spki),
 		DNSNames:              csr.Names.DNS,
 	}
-	if cn := csr.Request.Subject.CommonName; len(cn) <= maxCommonName {
+	if cn := strings.ToLower(csr.Request.Subject.CommonName); len(cn) <= maxCommonName { // so it was found among the names
 		t.Subject.CommonName = cn
 	}
 	if csr.Request.PublicKeyAlgorithm == x509.RSA {

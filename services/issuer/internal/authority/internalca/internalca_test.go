@@ -1,7 +1,10 @@
 package internalca
 
 import (
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"net"
 	"testing"
 	"time"
 
@@ -86,6 +89,41 @@ func TestCreate(t *testing.T) {
 	}
 	if _, err := Open(m.Chain, m.RootKey, "", time.Now); err == nil {
 		t.Error("opened with the wrong key")
+	}
+}
+
+// The common name is one of the names that were judged, letter by letter (BR section 7.1.4.2.2), however the CSR writes it.
+func TestCommonName(t *testing.T) {
+	m := create(t, authority.Spec{Name: "corp", Internal: &authority.Internal{}}, time.Now())
+	ca := open(t, m, time.Now)
+	key, err := pki.GenerateKey(pki.ECDSAP256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for wish, want := range map[string]string{
+		"key.example.com": "key.example.com", "KEY.Example.COM": "key.example.com", "\u212Aey.example.com": "key.example.com", // KELVIN SIGN
+		"2001:DB8::1": "2001:db8::1", "": "",
+	} {
+		der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+			Subject: pkix.Name{CommonName: wish}, DNSNames: []string{"key.example.com"}, IPAddresses: []net.IP{net.ParseIP("2001:db8::1")}}, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		csr, err := pki.CheckCSR(der)
+		if err != nil {
+			continue // refused is as good
+		}
+		issued, err := ca.Issue(csr, []profile.Usage{profile.ServerAuth}, time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		leaf, err := x509.ParseCertificate(issued.Chain[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if leaf.Subject.CommonName != want {
+			t.Errorf("common name %+q for %+q", leaf.Subject.CommonName, wish)
+		}
 	}
 }
 
