@@ -120,7 +120,7 @@ type restorer struct {
 	stage string
 	apart string   // where Verify finds a key-encryption key that is not in the backup
 	only  bool     // to verify
-	made  []string // outside of the data directory
+	made  []string // files and directories outside of the data directory
 }
 
 // final is where a file of a backup goes.
@@ -169,17 +169,22 @@ func (r *restorer) put(name string, data io.Reader) error {
 		return exit.Errorf(exit.Usage, "the backup holds the database %s, but by the configuration that service keeps its data in PostgreSQL: restore with the configuration of then", name)
 	}
 	path := r.staged(name)
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	outside := !strings.HasPrefix(path, r.stage+string(filepath.Separator))
+	if err := r.mkdir(filepath.Dir(path), outside); err != nil {
 		return err
+	}
+	if strings.HasPrefix(name, dirDatabases) {
+		if err := noLeftovers(path); err != nil {
+			return err
+		}
 	}
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if errors.Is(err, fs.ErrExist) {
-		return exit.Errorf(exit.Data, "%s exists already: move it aside first", path)
+		return inTheWay(path)
 	}
 	if err != nil {
 		return err
 	}
-	outside := !strings.HasPrefix(path, r.stage+string(filepath.Separator))
 	if outside {
 		r.made = append(r.made, path)
 	}
@@ -188,6 +193,38 @@ func (r *restorer) put(name string, data io.Reader) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
+}
+
+// mkdir makes a directory with its parents.
+func (r *restorer) mkdir(dir string, outside bool) error {
+	if !outside {
+		return os.MkdirAll(dir, 0o700)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := r.mkdir(filepath.Dir(dir), outside); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	r.made = append(r.made, dir)
+	return nil
+}
+
+func inTheWay(path string) error {
+	return exit.Errorf(exit.Data, "%s exists already: move it aside first", path)
+}
+
+// noLeftovers refuses what SQLite would take for the newest changes to a database, and are those to the one that was there before.
+func noLeftovers(database string) error {
+	for _, suffix := range []string{"-wal", "-shm", "-journal"} {
+		if _, err := os.Lstat(database + suffix); !errors.Is(err, fs.ErrNotExist) {
+			return errors.Join(inTheWay(database+suffix), err)
+		}
+	}
+	return nil
 }
 
 // check looks whether what was unpacked can be started.
@@ -299,7 +336,7 @@ func syncAll(dir string) error {
 // undo removes what a restore that failed has made.
 func (r *restorer) undo() error {
 	var all []error
-	for _, path := range r.made {
+	for _, path := range slices.Backward(r.made) { // what is in a directory before it
 		all = append(all, os.Remove(path))
 	}
 	entries, err := os.ReadDir(r.Places.Data)
