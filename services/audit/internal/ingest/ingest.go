@@ -6,17 +6,15 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/protobuf/proto"
 
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/crash"
-	"github.com/sallyport-pki/sallyport/internal/trace"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/ledger"
 	"github.com/sallyport-pki/sallyport/services/audit/internal/record"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -46,8 +44,7 @@ type Config struct {
 // Ingest consumes the facts of all services.
 type Ingest struct {
 	c          Config
-	make       record.Maker
-	usual      int // how many records a batch has
+	makers     chan *record.Maker // those that are idle
 	attendance *event.Attendance
 }
 
@@ -56,7 +53,11 @@ func New(c Config) (*Ingest, error) {
 	if c.Recorder == nil || c.DB == nil || c.JS == nil || c.Log == nil {
 		return nil, errors.New("ingest.New: Recorder, DB, JS and Log are required")
 	}
-	return &Ingest{c: c, attendance: &event.Attendance{DB: c.DB, JS: c.JS, Durable: Durable, Log: c.Log, Now: time.Now}}, nil
+	i := &Ingest{c: c, makers: make(chan *record.Maker, maxMakers), attendance: &event.Attendance{DB: c.DB, JS: c.JS, Durable: Durable, Log: c.Log, Now: time.Now}}
+	for range min(runtime.GOMAXPROCS(0), maxMakers) {
+		i.makers <- &record.Maker{}
+	}
+	return i, nil
 }
 
 // Run records facts until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS or the database was
@@ -96,31 +97,34 @@ func (i *Ingest) consume(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("subscribing: %w", err)
 	}
+	work, cancel := event.Finishing(ctx, i.c.JS.Conn(), messages)
+	defer cancel()
+	g, reading := errgroup.WithContext(work)
+	in := i.receive(reading, messages)
 	var left, unrecorded []jetstream.Msg // when this ends: of what was not handed over, and of what was
 	defer func() {
+		left = append(left, in.rest()...)
 		if n := event.HandBack(ctx, i.c.JS.Conn(), messages, append(left, unrecorded...)...); n > 0 {
 			i.c.Log.InfoContext(ctx, "facts that were fetched and not recorded are handed back", "messages", n)
 		}
 	}()
-	work, cancel := event.Finishing(ctx, i.c.JS.Conn(), messages)
-	defer cancel()
-	// One batch is read while the one before it is recorded, which mostly waits for the disk.
+	// One batch is gathered while the one before it is recorded, which mostly waits for the disk.
 	ready := make(chan batch)
-	g, reading := errgroup.WithContext(work)
 	g.Go(func() error { return i.attendance.Run(reading, consumer) })
 	g.Go(func() error {
 		defer close(ready)
 		for {
-			b, err := i.gather(reading, messages)
-			if err != nil {
-				return err
+			b, err := in.gather()
+			if err == nil {
+				select {
+				case ready <- b:
+					continue
+				case <-reading.Done():
+					err = reading.Err()
+				}
 			}
-			select {
-			case ready <- b:
-			case <-reading.Done():
-				left = b.unanswered()
-				return reading.Err()
-			}
+			left = b.unanswered()
+			return err
 		}
 	})
 	g.Go(func() (err error) {
@@ -248,74 +252,6 @@ func (b batch) cut(end uint64, underWay bool) (now, rest batch) {
 		rest.messages[k].end -= whole
 	}
 	return batch{messages: b.messages[:n], records: b.records[:whole:whole], begun: b.begun}, rest
-}
-
-// gather waits for a message and takes those that come with it.
-func (i *Ingest) gather(ctx context.Context, messages jetstream.MessagesContext) (batch, error) {
-	m, err := messages.Next(jetstream.NextContext(ctx))
-	b := batch{begun: time.Now(), records: make([]record.Encoded, 0, i.usual)}
-	defer func() { i.usual = len(b.records) + len(b.records)/8 }()
-	for err == nil {
-		if err := i.add(ctx, &b, m); err != nil {
-			return b, err
-		}
-		if len(b.records) >= batchEvents || len(b.messages) >= prefetch {
-			return b, nil
-		}
-		m, err = messages.Next(jetstream.NextMaxWait(linger))
-	}
-	if len(b.messages) > 0 {
-		return b, nil // what ended the gathering will be met again
-	}
-	return b, err
-}
-
-// add reads one message. Whatever is in it gives records.
-func (i *Ingest) add(ctx context.Context, b *batch, m jetstream.Msg) error {
-	meta, err := m.Metadata()
-	if err != nil {
-		return fmt.Errorf("message without JetStream metadata: %w", err)
-	}
-	from := record.Message{Stream: meta.Stream, Sequence: meta.Sequence.Stream, Subject: m.Subject(), Time: meta.Timestamp, Data: m.Data()}
-	publisher := publisherOf(m.Subject())
-	unreadable := func(index int, why error) error {
-		i.c.Log.ErrorContext(ctx, "what was published is not an event: recorded as unreadable", "publisher", publisher, "stream_seq", from.Sequence, "event_index", index, "error", why)
-		r, err := i.make.Unreadable(publisher, from, index, why)
-		b.records = append(b.records, r)
-		return err
-	}
-	defer func() { b.messages = append(b.messages, message{m, len(b.records), meta.Timestamp}) }()
-	if trace.RecorderOf(ctx) == nil {
-		var ok bool
-		if b.records, ok = i.make.Batch(b.records, publisher, string(m.Data())); ok {
-			return nil
-		}
-	}
-	var events eventv1.EventBatch
-	if err := proto.Unmarshal(m.Data(), &events); err != nil {
-		return unreadable(-1, fmt.Errorf("not an EventBatch: %w", err))
-	}
-	for n, e := range events.GetEvents() {
-		r, err := i.make.Of(publisher, e)
-		if err == nil {
-			b.records = append(b.records, r)
-			if trace.RecorderOf(ctx) != nil {
-				b.events = append(b.events, e)
-			}
-		} else if err := unreadable(n, err); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// publisherOf is the service in the subject: who published, by the broker's rules, whatever the event says.
-func publisherOf(subject string) string {
-	parts := strings.Split(subject, ".")
-	if len(parts) < 3 {
-		return subject
-	}
-	return parts[2]
 }
 
 // finish waits until a batch is recorded, if one is on its way, and acknowledges it.

@@ -78,6 +78,7 @@ type Ledger struct {
 	last    <-chan struct{} // closed when all additions are done
 	trouble error           // of the last Addition
 	state   tiles.State
+	recent  recent
 	grown   chan struct{} // closed and replaced when the state is
 }
 
@@ -171,6 +172,8 @@ func (l *Ledger) Add(records [][]byte) *Addition {
 		a.first = l.writer.State().Size
 		if err := l.writer.Append(records); err != nil {
 			a.err = l.failed(err)
+		} else {
+			l.keep(a.first, records)
 		}
 		l.note(l.writer.State(), a.err)
 	}()
@@ -207,6 +210,13 @@ func (l *Ledger) failed(err error) error {
 		return fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: disk full: free space there: %w", l.logDir, err)
 	}
 	return fault.New(fault.Transient, "LOG_UNAVAILABLE", "appending to the log in %s: %w", l.logDir, fmt.Errorf("%w: %w", ErrDisk, err))
+}
+
+// keep keeps records that are on disk for those who follow the log.
+func (l *Ledger) keep(first uint64, records [][]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.recent.add(first, records)
 }
 
 // note remembers how the last Addition ended, and wakes those who wait for the log to grow.
@@ -294,17 +304,23 @@ func (l *Ledger) Get(ctx context.Context, positions iter.Seq[uint64], fn func(po
 		if p >= size {
 			return notFound(p, size)
 		}
-		if p/width != index {
+		l.mu.Lock()
+		record := l.recent.get(p)
+		l.mu.Unlock()
+		if record == nil && p/width != index {
 			var err error
 			if bundle, err = client.GetEntryBundle(ctx, l.files.ReadEntryBundle, p/width, size); err != nil {
 				return l.damaged("reading position %d: %w", p, err)
 			}
 			index = p / width
 		}
-		if p%width >= uint64(len(bundle.Entries)) {
-			return l.damaged("the entry bundle ends before position %d", p)
+		if record == nil {
+			if p%width >= uint64(len(bundle.Entries)) {
+				return l.damaged("the entry bundle ends before position %d", p)
+			}
+			record = bundle.Entries[p%width]
 		}
-		if err := fn(p, bundle.Entries[p%width]); errors.Is(err, io.EOF) {
+		if err := fn(p, record); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err

@@ -18,19 +18,6 @@ type facts struct {
 	fingerprint, serial, subject, issuer, names, notBefore, notAfter, key, spki, usages string
 }
 
-func (l facts) set(f *members) {
-	f.set("fingerprint", l.fingerprint)
-	f.set("serial", l.serial)
-	f.set("certificate_subject", l.subject)
-	f.set("issuer", l.issuer)
-	f.set("names", l.names)
-	f.set("not_before", l.notBefore)
-	f.set("not_after", l.notAfter)
-	f.set("key", l.key)
-	f.set("spki", l.spki)
-	f.set("usages", l.usages)
-}
-
 // parsedFacts are those of a certificate that crypto/x509 has read.
 func parsedFacts(cert *x509.Certificate) facts {
 	c := pki.Facts(cert)

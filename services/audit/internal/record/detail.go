@@ -88,17 +88,30 @@ type issued struct {
 	chain                                           []string
 }
 
+// setIssued adds them in the order of their names, so that nothing is left to be sorted.
 func (f *members) setIssued(p issued, c *certificates) {
-	f.set("payload", "request_issued")
-	f.set("request_id", p.request)
-	f.set("identity", p.identity)
-	f.set("profile", p.profile)
-	f.set("authority", p.authority)
-	f.set("replaces", p.replaces)
+	var l facts
+	var chain string
 	if len(p.chain) > 0 {
-		c.of(p.chain[0]).set(f)
-		f.set("chain", c.prints(p.chain[1:]))
+		l, chain = c.of(p.chain[0]), c.prints(p.chain[1:])
 	}
+	f.set("authority", p.authority)
+	f.set("certificate_subject", l.subject)
+	f.set("chain", chain)
+	f.set("fingerprint", l.fingerprint)
+	f.set("identity", p.identity)
+	f.set("issuer", l.issuer)
+	f.set("key", l.key)
+	f.set("names", l.names)
+	f.set("not_after", l.notAfter)
+	f.set("not_before", l.notBefore)
+	f.set("payload", "request_issued")
+	f.set("profile", p.profile)
+	f.set("replaces", p.replaces)
+	f.set("request_id", p.request)
+	f.set("serial", l.serial)
+	f.set("spki", l.spki)
+	f.set("usages", l.usages)
 }
 
 func issuedOf(p *eventv1.RequestIssued) issued {
