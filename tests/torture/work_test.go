@@ -25,6 +25,9 @@ func (w *world) work(ctx context.Context, p crash.Point) {
 		often := 2
 		if h.profile == "public" {
 			often = 8 // or no order comes to its end
+			if w.patient {
+				often = 40
+			}
 		}
 		if w.r.IntN(often) == 0 {
 			call(func(ctx context.Context) {

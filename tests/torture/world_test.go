@@ -118,6 +118,8 @@ type world struct {
 	story  []string // what was done last
 	killed int
 	extra  int // authorities and hosts made on the way
+
+	patient bool // orders are left the time to come to their end
 }
 
 // host is a machine with its agent and one deployment of the same name.
