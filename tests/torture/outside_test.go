@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -99,6 +100,39 @@ func (w *world) served(ctx context.Context, h *host, requests map[string]*issuer
 	if err := lab.Await(ctx, time.Minute, "the journal to be closed", func() error { return closed(filepath.Join(h.State, "journal")) }); err != nil {
 		w.t.Errorf("%s: %v", h.Name, err)
 	}
+}
+
+// truthful wants what the host's agent says is served to be served at that moment, if it comes to say so soon. Later proves little: one
+// that tells what it has not looked at finds out by itself.
+func (w *world) truthful(name string) {
+	h := w.hosts[slices.IndexFunc(w.hosts, func(h *host) bool { return h.Name == name })]
+	_ = lab.Await(w.t.Context(), 3*time.Second, "something to be served", func() error {
+		ctx, cancel := context.WithTimeout(w.t.Context(), short)
+		defer cancel()
+		said := w.said(ctx, h)
+		chain, err := lab.Served(ctx, h.site.Address, h.Name+".example.com")
+		if said == "" || err != nil || w.said(ctx, h) != said {
+			return errors.New("another is on its way")
+		}
+		if f := lab.Fingerprint(chain[0]); f != said {
+			w.t.Fatalf("%s is said to serve %s, and serves %s", h.Name, said, f)
+		}
+		return nil
+	})
+}
+
+// said is what the host serves as the deployer was told, "" where it is to be changed.
+func (w *world) said(ctx context.Context, h *host) string {
+	d, err := w.deployer.GetDeployment(ctx, &deployerv1.GetDeploymentRequest{Name: h.Name})
+	if err != nil {
+		return ""
+	}
+	for _, a := range d.GetDeployment().GetStatus().GetAssignments() {
+		if a.GetState() == deployerv1.AssignmentState_ASSIGNMENT_STATE_SERVED {
+			return a.GetServed()
+		}
+	}
+	return ""
 }
 
 // slot is the line that begins each of the two slots of a file that an agent writes in place: how often it was written, and the

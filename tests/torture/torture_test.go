@@ -120,6 +120,10 @@ func (w *world) shuffled(points []crash.Point) []crash.Point {
 func (w *world) torture(n int) {
 	defer w.show()
 	victims, last := w.victims()
+	if len(victims) == 0 {
+		w.t.Logf("no program of this world comes to %s", *at)
+		return
+	}
 	w.kill(last)
 	w.start(last, last.points[0], 1)
 	for next := w.killed + perBatch; w.killed < n; {
@@ -201,6 +205,9 @@ func (w *world) round(v *victim, p crash.Point, n int, patience time.Duration) {
 	}
 	w.kill(v)
 	w.start(v, "", 0)
+	if p == crash.SetInMemory {
+		w.truthful(v.name)
+	}
 	up, stop := context.WithTimeout(w.t.Context(), time.Minute)
 	defer stop()
 	if v.answers != nil && !w.up(up, v) {
