@@ -27,7 +27,7 @@ var (
 )
 
 // TestBrokerAway kills the one broker and lets the services work without it for longer than any of their pauses. When it is
-// back, all that happened is told, once.
+// back, all that happened is told, once. Then it loses all it has, and nothing is done but to start it.
 func TestBrokerAway(t *testing.T) {
 	p := newSite(t, configFolder(t))
 	b, err := p.NATSProcess(t.Context(), "nats", p.configure("nats.conf", "nats.conf", map[string]string{"0.0.0.0:4222": p.natsAt}), p.natsAt)
@@ -53,6 +53,10 @@ func TestBrokerAway(t *testing.T) {
 	}
 	must(t, b.Start(t.Context()))
 	t.Logf("after %s away a record comes after %s", time.Since(begun).Round(time.Second), f.passes("after the broker was away"))
+	b.Kill()
+	must(t, os.RemoveAll(filepath.Join(p.state, "nats")))
+	must(t, b.Start(t.Context()))
+	t.Logf("without its data a record comes after %s", f.passes("after the broker lost its data"))
 	f.ends()
 }
 
