@@ -3,11 +3,16 @@ package audit_test
 import (
 	"bytes"
 	"context"
+	"log/slog"
+	"path/filepath"
 	"strconv"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/auditlog"
+	"github.com/sallyport-pki/sallyport/services/audit"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
 )
@@ -119,4 +124,69 @@ func (w *world) publishAgain(n int) {
 		return err == nil
 	})
 	w.publish(events...)
+}
+
+// TestFeedOfAnotherHistory: a log that was restored is not published behind records that it does not have, however long it grows.
+func TestFeedOfAnotherHistory(t *testing.T) {
+	w := newWorld(t, servicetest.SQLite(t))
+	reaches := func(n uint64) {
+		t.Helper()
+		eventually(t, "all records published", func() bool { return w.fed(0) == n })
+	}
+	r := w.start()
+	w.publish(w.facts(10)...)
+	reaches(10)
+	r.stop()
+	backup := filepath.Join(t.TempDir(), "backup")
+	copyDir(t, w.config.Directory, backup)
+	r = w.start()
+	w.publish(w.facts(5)...)
+	reaches(15)
+	r.stop()
+
+	copyDir(t, backup, w.config.Directory)
+	w.config.Database = servicetest.SQLite(t)
+	var said said
+	d := w.deps()
+	d.Log = slog.New(slog.NewTextHandler(&said, nil))
+	s, err := audit.New(t.Context(), w.config, d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r = w.run(s)
+	eventually(t, "it is told that the log is too short", func() bool { return said.has("the log has only 10") })
+	w.publish(w.facts(7)...)
+	r.await(t, 17)
+	eventually(t, "it is told that the log is another", func() bool {
+		if n := w.fed(0); n != 15 {
+			t.Fatalf("records up to position %d are published, from 15 on those of another history", n)
+		}
+		return said.has("another record at position 14")
+	})
+	if err := w.js.DeleteStream(t.Context(), event.AuditStream); err != nil {
+		t.Fatal(err)
+	}
+	if err := event.EnsureStreams(t.Context(), w.js, event.StreamLimits{}); err != nil {
+		t.Fatal(err)
+	}
+	any := func(uint64, []byte) bool { return true }
+	eventually(t, "a new stream has the history as it is now", func() bool { return w.lines(0, any) == 17 })
+}
+
+// said is a log that is looked into while it is written.
+type said struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (s *said) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.text.Write(p)
+}
+
+func (s *said) has(text string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Contains(s.text.String(), text)
 }

@@ -4,7 +4,8 @@
 // Sallyport-First-Position is the position of the first, Sallyport-Count says how many. It guarantees that the messages of the
 // stream, in its order, hold every record once and in the order of the log: the next position follows from the stream's last
 // message, and a message is stored only right behind the one it was made to follow. A stream that was deleted begins again at
-// position 0; one whose messages have all expired goes on where it was.
+// position 0; one whose messages have all expired goes on where it was; one that ends with a record that the log does not have
+// there, because the log was restored from a backup, is left as it is.
 package feed
 
 import (
@@ -15,6 +16,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"time"
 
@@ -147,10 +149,21 @@ func (f *Feed) resume(ctx context.Context) (place, error) {
 		return at, fmt.Errorf("reading where stream %s ends: %w", event.AuditStream, err)
 	}
 	if size := f.c.Ledger.Size(); at.next > size {
-		return at, fmt.Errorf("stream %s has records up to position %d, the log has only %d: the log is not the one that was published; restore it, or, if it is right, delete the stream", event.AuditStream, at.next, size)
+		return at, fmt.Errorf("stream %s has records up to position %d, the log has only %d: %s", event.AuditStream, at.next, size, notPublished)
 	}
-	return at, nil
+	if last == nil || at.next == 0 {
+		return at, nil
+	}
+	return at, f.c.Ledger.Read(ctx, at.next-1, at.next, func(position uint64, record []byte) error {
+		before, ends := bytes.CutSuffix(last.Data, slices.Concat(record, []byte{'\n'}))
+		if !ends || len(before) > 0 && before[len(before)-1] != '\n' {
+			return fmt.Errorf("stream %s has another record at position %d than the log: %s", event.AuditStream, position, notPublished)
+		}
+		return nil
+	})
 }
+
+const notPublished = "the log is not the one that was published; restore it, or, if it is right, delete the stream"
 
 // after is the position that follows a message.
 func after(h nats.Header) (uint64, error) {
