@@ -448,3 +448,33 @@ func TestFullHasOthersRunAgain(t *testing.T) {
 		t.Error("no call ran again: the test shows nothing")
 	}
 }
+
+// A call that is given up at its very end says that it was, and not that something is wrong here.
+func TestGivenUpAtTheCommit(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		d := open(t, c)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		err := d.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+			if err := insert("a")(ctx, tx); err != nil {
+				return err
+			}
+			cancel()
+			for c.Driver == db.Postgres { // until the transaction has noticed
+				if _, err := tx.Exec(context.Background(), `SELECT 1`); err != nil {
+					break
+				}
+			}
+			return nil
+		})
+		done := 0
+		if err == nil {
+			done = 1
+		} else if !errors.Is(err, context.Canceled) {
+			t.Errorf("gave %v", err)
+		}
+		if n := count(t, d, `TRUE`); n != done {
+			t.Errorf("%d rows, and Write gave %v", n, err)
+		}
+	})
+}

@@ -111,6 +111,9 @@ func (d *DB) writeOnce(ctx context.Context, fn func(context.Context, Tx) error) 
 		return nil, err
 	}
 	if err := tx.Commit(); err != nil {
+		if errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil { // rolled back because ctx has ended
+			err = ctx.Err()
+		}
 		return nil, fmt.Errorf("committing: %w", err)
 	}
 	return t.topics, nil
