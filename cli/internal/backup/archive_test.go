@@ -5,7 +5,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -115,4 +119,34 @@ func FuzzRead(f *testing.F) {
 			t.Errorf("%d files given, %d in the manifest", n, len(m.Files))
 		}
 	})
+}
+
+// TestLinkedFilesAreInIt, as the service reads them: a folder of secrets may be a link, or hold some.
+func TestLinkedFilesAreInIt(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	link := filepath.Join(dir, "secrets")
+	for _, err := range []error{
+		os.MkdirAll(filepath.Join(dir, "elsewhere", "below"), 0o700), os.Symlink("elsewhere", link),
+		os.WriteFile(filepath.Join(link, "below", "one"), []byte("1"), 0o600), os.Symlink(filepath.Join("below", "one"), filepath.Join(link, "two")),
+		os.Symlink("nothing", filepath.Join(link, "a link to nothing")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	w, err := newWriter(io.Discard, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := &builder{w: w}
+	if err := b.tree(datadir.DirSecrets, link); err != nil {
+		t.Fatal(err)
+	}
+	if len(b.m.Files) != 2 || !b.m.has("secrets/below/one") || !b.m.has("secrets/two") {
+		t.Errorf("the backup has %v", b.m.Files)
+	}
+	if err := b.tree(datadir.DirSecrets, filepath.Join(dir, "not there")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a folder that is not there gives %v", err)
+	}
 }

@@ -253,10 +253,21 @@ func (b *builder) rest() error {
 	return b.file(datadir.FileMarker, filepath.Join(p.Data, datadir.FileMarker))
 }
 
-// tree adds the regular files below a directory.
+// tree adds the files below a directory, also those that the service reads by a symbolic link.
 func (b *builder) tree(name, dir string) error {
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.Type().IsRegular() {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return fmt.Errorf("reading for the backup: %w", err)
+	}
+	return filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) || err == nil && !info.Mode().IsRegular() { // a link to nothing; a folder
+			return nil
+		}
+		if err != nil {
 			return err
 		}
 		rel, err := filepath.Rel(dir, path)
