@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -318,6 +319,37 @@ func TestNestingIsRefused(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A transaction of more pages than the cache has writes each of them once, when it is committed.
+func TestLargeTransactionIsWrittenOnce(t *testing.T) {
+	c := servicetest.SQLite(t)
+	d := open(t, c)
+	size := func() int64 {
+		info, err := os.Stat(c.DSN + "-wal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Size()
+	}
+	err := d.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+		before := size()
+		for n := range 2000 {
+			if _, err := tx.Exec(ctx, `INSERT INTO thing (id, data) VALUES ($1, $2)`, fmt.Sprint(n), make([]byte, 4000)); err != nil {
+				return err
+			}
+		}
+		if now := size(); now != before {
+			t.Errorf("%d bytes were written before the commit", now-before)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := size(); n < 2000*4000 {
+		t.Errorf("%d bytes were written by the commit", n)
+	}
 }
 
 func TestNotifyAfterCommit(t *testing.T) {

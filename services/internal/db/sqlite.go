@@ -35,8 +35,9 @@ func openSQLite(ctx context.Context, d *DB, path string, migrations fs.FS, servi
 	if err := checkFile(abs); err != nil {
 		return err
 	}
-	// Temporary data stays in memory: a service may have no folder to write to but its own.
-	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(67108864)", "wal_autocheckpoint(4000)", "temp_store(memory)"}, "_dqs": {"0"}}
+	// Temporary data stays in memory: a service may have no folder to write to but its own. So do up to 32 MiB of changes until
+	// they are committed: what is written before is often written again, and all that follows in the log is then summed anew.
+	pragmas := url.Values{"_pragma": {"busy_timeout(10000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(1)", "journal_size_limit(67108864)", "wal_autocheckpoint(4000)", "cache_spill(8000)", "temp_store(memory)"}, "_dqs": {"0"}}
 	if d.writes, err = sql.Open("sqlite", dsn(abs, pragmas)); err != nil {
 		return err
 	}
