@@ -101,6 +101,7 @@ func (s *Store) CreateAuthority(ctx context.Context, a Authority) (Authority, er
 func (s *Store) ChangeAuthority(ctx context.Context, a Authority, old string) (Authority, error) {
 	a.ETag = newETag()
 	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		s.ruleChanges()
 		won, err := db.Changed(tx.Exec(ctx, `UPDATE authority SET spec = $1, etag = $2 WHERE name = $3 AND etag = $4`,
 			encode(a.Spec), a.ETag, a.Spec.Name, old))
 		if err != nil {
@@ -164,6 +165,7 @@ func (s *Store) Authorities(ctx context.Context, after string, limit int) ([]Aut
 // DeleteAuthority removes an authority that no profile names and no open request waits for. Its keys are gone with it.
 func (s *Store) DeleteAuthority(ctx context.Context, name string) error {
 	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		s.ruleChanges()
 		a, err := scanAuthority(tx.QueryRow(ctx, `SELECT `+authorityColumns+authorityTables+`WHERE a.name = $1`, name))
 		if errors.Is(err, sql.ErrNoRows) {
 			return fault.New(fault.NotFound, ReasonAuthorityNotFound, "there is no authority %q", name)

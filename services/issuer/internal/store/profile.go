@@ -36,6 +36,7 @@ func (s *Store) PutProfile(ctx context.Context, p profile.Profile, old string) (
 		p.Created = db.Time(db.FromTime(s.now()))
 	}
 	err := s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		s.ruleChanges()
 		// The authority was looked at before; here it must still be there.
 		var one int
 		err := tx.QueryRow(ctx, `SELECT 1 FROM authority WHERE name = $1`, p.Authority).Scan(&one)
@@ -121,6 +122,7 @@ func (s *Store) Profiles(ctx context.Context, after string, limit int) ([]profil
 // DeleteProfile removes a profile. Requests under way keep what they were accepted under.
 func (s *Store) DeleteProfile(ctx context.Context, name string) error {
 	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
+		s.ruleChanges()
 		gone, err := db.Changed(tx.Exec(ctx, `DELETE FROM profile WHERE name = $1`, name))
 		if err != nil {
 			return err

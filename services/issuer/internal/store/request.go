@@ -127,13 +127,7 @@ func (s *Store) begun(ctx context.Context, tx db.Tx, d Decision) error {
 		}
 		return event.Emit(ctx, tx, e)
 	}
-	var one int
-	err := tx.QueryRow(ctx, `SELECT 1 FROM profile p JOIN authority a ON a.name = p.authority WHERE p.name = $1 AND p.etag = $2 AND a.etag = $3`,
-		d.Request.Profile, d.ProfileETag, d.AuthorityETag).Scan(&one)
-	if errors.Is(err, sql.ErrNoRows) {
-		return ErrStale
-	}
-	if err != nil {
+	if err := s.inForce(ctx, tx, d); err != nil {
 		return err
 	}
 	e := requestFact("accepted", d.Request, succeeded)
@@ -147,6 +141,32 @@ func (s *Store) begun(ctx context.Context, tx db.Tx, d Decision) error {
 	}
 	e.Reason = d.SubmitReason
 	return event.Emit(ctx, tx, e)
+}
+
+// inForce gives ErrStale if the profile or the authority is no longer what the decision was made by. On SQLite calls run one
+// after the other and in this process alone: what one has seen in force is so until another calls ruleChanges.
+func (s *Store) inForce(ctx context.Context, tx db.Tx, d Decision) error {
+	etags := [2]string{d.ProfileETag, d.AuthorityETag}
+	if s.db.Exclusive() && s.seen[d.Request.Profile] == etags {
+		return nil
+	}
+	var one int
+	err := tx.QueryRow(ctx, `SELECT 1 FROM profile p JOIN authority a ON a.name = p.authority WHERE p.name = $1 AND p.etag = $2 AND a.etag = $3`,
+		d.Request.Profile, d.ProfileETag, d.AuthorityETag).Scan(&one)
+	if errors.Is(err, sql.ErrNoRows) {
+		return ErrStale
+	}
+	if err == nil && s.db.Exclusive() {
+		s.seen[d.Request.Profile] = etags
+	}
+	return err
+}
+
+// ruleChanges is to be called in each transaction that changes or removes a profile or an authority, also if it fails later.
+func (s *Store) ruleChanges() {
+	if s.db.Exclusive() {
+		clear(s.seen)
+	}
 }
 
 func (s *Store) insertCertificate(ctx context.Context, tx db.Tx, r issuance.Request, authorityUID string, i authority.Issued) error {

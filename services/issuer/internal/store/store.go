@@ -41,8 +41,9 @@ type Config struct {
 
 // Store is the issuer's database.
 type Store struct {
-	db  *db.DB
-	now func() time.Time
+	db   *db.DB
+	now  func() time.Time
+	seen map[string][2]string // SQLite: profiles with the etags that they and their authorities have, see inForce
 }
 
 // Open opens the database and brings its schema up to date.
@@ -58,7 +59,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{db: d, now: c.Now}, nil
+	return &Store{db: d, now: c.Now, seen: map[string][2]string{}}, nil
 }
 
 // DB is for the relay.

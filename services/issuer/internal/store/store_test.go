@@ -149,6 +149,7 @@ func TestBeginIsOneTransaction(t *testing.T) {
 func TestBeginStale(t *testing.T) {
 	each(t, func(f *fixture) {
 		ctx := f.t.Context()
+		f.begin(f.issued("r-0")) // the rule was seen in force
 		d := f.issued("r-1")
 		p, err := f.PutProfile(ctx, f.p, f.p.ETag)
 		if err != nil {
@@ -157,9 +158,15 @@ func TestBeginStale(t *testing.T) {
 		if _, _, err := f.Begin(ctx, d); !errors.Is(err, ErrStale) {
 			f.t.Errorf("judged by an old profile: %v", err)
 		}
-		if f.count(`SELECT count(*) FROM request`) != 0 {
+		if f.count(`SELECT count(*) FROM request`) != 1 {
 			f.t.Error("stored all the same")
 		}
+		d.ProfileETag = p.ETag
+		f.begin(d)
+		if _, err := f.PutProfile(ctx, f.p, f.p.ETag); fault.KindOf(err) != fault.Conflict { // rolled back
+			f.t.Fatal(err)
+		}
+		d = f.issued("r-3")
 		d.ProfileETag = p.ETag
 		f.begin(d)
 		if _, err := f.ChangeAuthority(ctx, f.a, f.a.ETag); err != nil {
@@ -169,6 +176,78 @@ func TestBeginStale(t *testing.T) {
 		late.ProfileETag = p.ETag
 		if _, _, err := f.Begin(ctx, late); !errors.Is(err, ErrStale) {
 			f.t.Errorf("judged by an old authority: %v", err)
+		}
+		a, err := f.Authority(ctx, f.a.Spec.Name)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		late.AuthorityETag = a.ETag
+		f.begin(late)
+		if err := f.DeleteProfile(ctx, f.p.Name); err != nil {
+			f.t.Fatal(err)
+		}
+		last := f.issued("r-4")
+		last.ProfileETag, last.AuthorityETag = p.ETag, a.ETag
+		if _, _, err := f.Begin(ctx, last); !errors.Is(err, ErrStale) {
+			f.t.Errorf("judged by a profile that is no more: %v", err)
+		}
+	})
+}
+
+// Another process changes a rule that this one has seen in force.
+func TestBeginStaleByReplica(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		if c.Driver != db.Postgres { // a data file is one process's
+			return
+		}
+		f := open(t, c)
+		other, err := Open(t.Context(), Config{Database: c, Now: time.Now})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = other.Close() }()
+		f.begin(f.issued("r-1"))
+		if _, err := other.PutProfile(t.Context(), f.p, f.p.ETag); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := f.Begin(t.Context(), f.issued("r-2")); !errors.Is(err, ErrStale) {
+			t.Errorf("judged by an old profile: %v", err)
+		}
+	})
+}
+
+// A rule changes while requests are judged by it: what is stored after the change was judged by the new one.
+func TestBeginWhileRulesChange(t *testing.T) {
+	each(t, func(f *fixture) {
+		ctx := f.t.Context()
+		etag := f.p.ETag
+		for round := range 20 {
+			var wg sync.WaitGroup
+			old := etag
+			for i := range 8 {
+				d := f.issued(fmt.Sprintf("r-%d-%d", round, i))
+				d.Issued.Fingerprint = pki.FingerprintOf(fmt.Appendf(nil, "%d %d", round, i))
+				d.Request.Fingerprint = d.Issued.Fingerprint
+				d.ProfileETag = old
+				wg.Go(func() {
+					if _, _, err := f.Begin(ctx, d); err != nil && !errors.Is(err, ErrStale) {
+						f.t.Error(err)
+					}
+				})
+			}
+			wg.Go(func() {
+				p, err := f.PutProfile(ctx, f.p, old)
+				if err != nil {
+					f.t.Error(err)
+				}
+				etag = p.ETag
+			})
+			wg.Wait()
+			d := f.issued(fmt.Sprintf("r-%d", round))
+			d.ProfileETag = old
+			if _, _, err := f.Begin(ctx, d); !errors.Is(err, ErrStale) {
+				f.t.Fatalf("judged by an old profile: %v", err)
+			}
 		}
 	})
 }
