@@ -3,6 +3,8 @@
 package upgrade
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,8 +65,14 @@ func TestKept(t *testing.T) {
 	archive, err := filepath.Abs("testdata/kept.tar.gz")
 	must(t, err)
 	ctx := t.Context()
-	s, err := site.Reopen(ctx, newLab(t), site.Programs{Serve: now, Agent: now, CLI: now}, archive)
+	s, err := site.Reopen(ctx, newLab(t), site.Programs{Serve: before, CLI: now}, archive)
 	must(t, err)
+	left := known(t, s)
+	must(t, s.Control(ctx, now))
+	for _, what := range lost("", left, known(t, s)) {
+		t.Error(what)
+	}
+	must(t, s.Agents(now))
 	must(t, s.Served(ctx, 2)) // as it was kept, or a later one where that has become old
 
 	kept := read(t, site.ServedFile)
@@ -90,6 +98,47 @@ func TestKept(t *testing.T) {
 	must(t, s.Renew(ctx))
 	log(t, s)
 	doctor(t, s)
+}
+
+// known is what the control plane says when no agent is there to change it.
+func known(t *testing.T, s *site.Site) map[string]any {
+	t.Helper()
+	all := map[string]any{}
+	for _, kind := range []string{"agents", "authorities", "certificates", "deployments", "identities", "profiles", "requests", "tokens"} {
+		text, err := s.Plane.Do(t.Context(), "get", kind, "-o", "json")
+		must(t, err)
+		var list any
+		must(t, json.Unmarshal([]byte(text), &list))
+		all[kind] = list
+	}
+	return all
+}
+
+// lost says what was there before and is not there any more, or is another. How deployments stand may change by itself.
+func lost(at string, before, after any) (all []string) {
+	switch before := before.(type) {
+	case map[string]any:
+		after, _ := after.(map[string]any)
+		for name, value := range before {
+			if name != "status" {
+				all = append(all, lost(at+"/"+name, value, after[name])...)
+			}
+		}
+		return all
+	case []any:
+		after, _ := after.([]any)
+		if len(after) != len(before) {
+			return []string{fmt.Sprintf("%s: %d before, %d now", at, len(before), len(after))}
+		}
+		for i := range before {
+			all = append(all, lost(fmt.Sprintf("%s/%d", at, i), before[i], after[i])...)
+		}
+		return all
+	}
+	if before != after && before != nil && before != "" && before != false {
+		all = append(all, fmt.Sprintf("%s: %v before, %v now", at, before, after))
+	}
+	return all
 }
 
 // doctor wants the whole system to be sound.

@@ -94,7 +94,7 @@ func Make(ctx context.Context, l *lab.Lab, by Programs) (*Site, error) {
 	return s, s.Served(ctx, 1)
 }
 
-// Reopen starts the site that the archive holds.
+// Reopen starts the site that the archive holds, but for its agents.
 func Reopen(ctx context.Context, l *lab.Lab, by Programs, archive string) (*Site, error) {
 	if err := run(ctx, "tar", "-xzf", archive, "-C", Dir); err != nil {
 		return nil, err
@@ -107,10 +107,7 @@ func Reopen(ctx context.Context, l *lab.Lab, by Programs, archive string) (*Site
 	if err := run(ctx, "tar", "-xzf", archive, "-C", Dir, "./nginx/tls"); err != nil {
 		return nil, err
 	}
-	if err := s.Nginx.Restart(ctx); err != nil {
-		return nil, err
-	}
-	return s, s.Agents(by.Agent)
+	return s, s.Nginx.Restart(ctx)
 }
 
 // Keep stops everything and packs what is on disk.
