@@ -64,19 +64,22 @@ func EnsureStreams(ctx context.Context, js jetstream.JetStream, limits StreamLim
 	return nil
 }
 
-// KeepStreams is EnsureStreams, and makes the streams again whenever the broker has lost them, with all it had, until ctx ends.
+// KeepStreams is EnsureStreams, and makes the streams again whenever the broker has lost them, with all it had, until ctx ends. It
+// looks twice: brokers that are just choosing who leads them may not know them yet.
 func KeepStreams(ctx context.Context, js jetstream.JetStream, limits StreamLimits) error {
 	if err := EnsureStreams(ctx, js, limits); err != nil {
 		return err
 	}
-	for {
+	for before := false; ; {
 		sleep(ctx, lookEvery)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if lost(ctx, js) {
+		now := lost(ctx, js)
+		if now && before {
 			_ = EnsureStreams(ctx, js, limits) // relays say that events wait, and why; the next look tries again
 		}
+		before = now
 	}
 }
 
