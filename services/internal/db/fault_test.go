@@ -478,3 +478,36 @@ func TestGivenUpAtTheCommit(t *testing.T) {
 		}
 	})
 }
+
+// A server that was told to answer before a commit is on its disk does not do so to us; one that was told to wait for more does.
+func TestCommitsAwaitTheDisk(t *testing.T) {
+	for setting, want := range map[string]string{"off": "on", "remote_apply": "remote_apply"} {
+		c := servicetest.Postgres(t)
+		first := open(t, c)
+		err := first.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+			var name string
+			if err := tx.QueryRow(ctx, `SELECT current_database()`).Scan(&name); err != nil {
+				return err
+			}
+			_, err := tx.Exec(ctx, `ALTER DATABASE "`+name+`" SET synchronous_commit = `+setting)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		shut(t, first)
+		err = open(t, c).Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+			var got string
+			if err := tx.QueryRow(ctx, `SHOW synchronous_commit`).Scan(&got); err != nil {
+				return err
+			}
+			if got != want {
+				t.Errorf("synchronous_commit is %s where the database says %s, want %s", got, setting, want)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -31,12 +31,18 @@ func openPostgres(ctx context.Context, d *DB, dsn string, migrations fs.FS, serv
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "sallyport-" + service
 	}
-	d.writes = stdlib.OpenDB(*c)
+	d.writes = stdlib.OpenDB(*c, stdlib.OptionAfterConnect(awaitDisk))
 	d.reads = d.writes
 	d.writes.SetMaxOpenConns(postgresConns)
 	d.writes.SetMaxIdleConns(postgresConns)
 	d.writes.SetConnMaxIdleTime(5 * time.Minute)
 	return d.classify(setUpPostgres(ctx, d.writes, migrations, d.name, service))
+}
+
+// awaitDisk keeps the promise of Write where the server, the database or the user is set to have commits answered before they are on disk.
+func awaitDisk(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'`)
+	return err
 }
 
 // setUpPostgres holds an advisory lock, so that of several replicas starting together one migrates and the others wait.
