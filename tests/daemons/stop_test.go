@@ -53,7 +53,8 @@ var holds = []held{
 }
 
 // TestOrderlyStop holds each daemon to what docs/rolling-restart.md says of a stop, by callers that do not try again: streams are
-// told when to come back, nobody new is taken, and the call under way ends as it would have, however late.
+// told when to come back, nobody new is taken, the call under way ends as it would have, however late, and until then the service
+// works: what such calls bring about is told meanwhile. Then it gives back what it had taken for itself.
 func TestOrderlyStop(t *testing.T) {
 	p := newPlant(t)
 	for _, name := range services {
@@ -115,6 +116,18 @@ func (h held) stop(t *testing.T, dsn, address string, proc *lab.Process, conn *g
 		return err
 	}, proc))
 
+	works := func() bool { // it has the lease on telling what happens
+		var holder string
+		must(t, activity.QueryRow(ctx, `SELECT coalesce(max(holder), '') FROM `+pgx.Identifier{h.service, "lease"}.Sanitize()+` WHERE name = 'outbox'`).Scan(&holder))
+		return holder != ""
+	}
+	must(t, lab.Await(ctx, patience, "the service to work", func() error {
+		if !works() {
+			return errors.New("it does not")
+		}
+		return nil
+	}, proc))
+
 	must(t, proc.Signal(syscall.SIGTERM))
 	for err == nil {
 		_, err = stream.Recv()
@@ -132,7 +145,10 @@ func (h held) stop(t *testing.T, dsn, address string, proc *lab.Process, conn *g
 	select {
 	case err := <-done:
 		t.Fatalf("the call under way was not waited for: %v", err)
-	default:
+	case <-time.After(300 * time.Millisecond): // a service that was told to stop has stopped
+	}
+	if !works() {
+		t.Error("a call is under way, and the service works no more")
 	}
 	must(t, lock.Rollback(ctx))
 	if err := <-done; err != nil {
@@ -142,6 +158,9 @@ func (h held) stop(t *testing.T, dsn, address string, proc *lab.Process, conn *g
 	case <-proc.Done():
 	case <-ctx.Done():
 		t.Fatalf("it does not end:\n%s", proc.Output())
+	}
+	if works() {
+		t.Error("it has kept what another is to take up")
 	}
 	if code := proc.ExitCode(); code != 0 {
 		t.Errorf("it ended with code %d:\n%s", code, proc.Output())
