@@ -3,6 +3,7 @@ package event
 import (
 	"context"
 	"crypto/sha256"
+	"database/sql"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -189,7 +190,7 @@ func (r *Relay) waiting(ctx context.Context, kind string) ([]batch, error) {
 		b := batch{types: map[string]int{}}
 		for rows.Next() {
 			var id string
-			var payload []byte
+			var payload sql.RawBytes // good until the next row
 			if err := rows.Scan(&id, &payload); err != nil {
 				return err
 			}

@@ -99,10 +99,10 @@ func join[T ~string](values []T) string {
 
 // requestFact is the part that all events of a request share.
 func requestFact(what string, r issuance.Request, result eventv1.Result) *eventv1.Event {
-	e := fact("request."+what, "requests/"+r.ID, result, map[string]string{
-		"identity": r.Identity, "profile": r.Profile, "authority": r.Authority,
-		"names": strings.Join(r.Names.Strings(), " "), "state": string(r.State), "replaces": string(r.Replaces),
-	})
+	facts := make(map[string]string, 12) // with those of a certificate
+	facts["identity"], facts["profile"], facts["authority"] = r.Identity, r.Profile, r.Authority
+	facts["names"], facts["state"], facts["replaces"] = strings.Join(r.Names.Strings(), " "), string(r.State), string(r.Replaces)
+	e := fact("request."+what, "requests/"+r.ID, result, facts)
 	e.TraceId = r.TraceID
 	return e
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/trace"
@@ -130,7 +131,7 @@ func (s *Store) begun(ctx context.Context, tx db.Tx, d Decision) error {
 	if err := s.inForce(ctx, tx, d); err != nil {
 		return err
 	}
-	e := requestFact("accepted", d.Request, succeeded)
+	var e *eventv1.Event
 	if d.Issued != nil {
 		if err := s.insertCertificate(ctx, tx, d.Request, d.AuthorityUID, *d.Issued); err != nil {
 			return err
@@ -138,6 +139,7 @@ func (s *Store) begun(ctx context.Context, tx db.Tx, d Decision) error {
 		e = requestIssued(d.Request, *d.Issued)
 	} else {
 		tx.Notify(TopicRequests)
+		e = requestFact("accepted", d.Request, succeeded)
 	}
 	e.Reason = d.SubmitReason
 	return event.Emit(ctx, tx, e)
