@@ -336,16 +336,22 @@ func (w *world) leftBehind(t *testing.T, dir string, args func(name string) []st
 	t.Helper()
 	must(t, os.Mkdir(dir, 0o700))
 	left := func() []string { return ok(filepath.Glob(filepath.Join(dir, ".*.part-*")))(t) }
+	locks := func() int { return len(ok(filepath.Glob(filepath.Join(dir, ".*.part-*", "lock")))(t)) }
 	begin := func(name string) *lab.Process {
-		before := len(left())
-		p := ok(w.Start(lab.Command{Name: name, Path: filepath.Join(w.Bin, "sallyport"), Args: args(name), Env: []string{"TMPDIR=" + dir}}))(t)
-		for len(ok(filepath.Glob(filepath.Join(dir, ".*.part-*", "lock")))(t)) == before {
-			if !p.Running() {
-				t.Fatalf("%s was done before it was seen: %s", name, p.Output())
+		for range 100 { // where this program waits for its turn, a command may be done before it is seen
+			before := locks()
+			p := ok(w.Start(lab.Command{Name: name, Path: filepath.Join(w.Bin, "sallyport"), Args: args(name), Env: []string{"TMPDIR=" + dir}}))(t)
+			for p.Running() && locks() == before {
 			}
+			if p.Signal(syscall.SIGSTOP) == nil && p.Running() && locks() > before {
+				return p
+			}
+			_ = p.Signal(syscall.SIGCONT) // it may be about to clear up
+			<-p.Done()
+			must(t, os.RemoveAll(filepath.Join(dir, name+".tar.gz")))
 		}
-		must(t, p.Signal(syscall.SIGSTOP))
-		return p
+		t.Fatalf("%s was always done before it was seen", name)
+		return nil
 	}
 	stopped := begin("stopped-" + filepath.Base(dir))
 	at := left()
