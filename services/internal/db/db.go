@@ -37,7 +37,7 @@ type Config struct {
 	// PostgreSQL connection string or URL. A password in it belongs into a PGPASSFILE or PGPASSWORD instead.
 	DSN string `yaml:"dsn"`
 
-	rehearse bool
+	rehearse bool `yaml:"-"`
 }
 
 // Rehearsed is c for tests: on SQLite, each function given to Write that succeeds is run once more, as if it had shared its first
