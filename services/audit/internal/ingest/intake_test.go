@@ -20,31 +20,46 @@ import (
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
 )
 
+func broker(t *testing.T) jetstream.JetStream {
+	js, err := jetstream.New(servicetest.NATS(t))
+	if err == nil {
+		err = event.EnsureStreams(t.Context(), js, event.StreamLimits{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return js
+}
+
+// eventsOf is what a relay would send of the events of these records.
+func eventsOf(t *testing.T, of []record.Encoded) []byte {
+	var batch eventv1.EventBatch
+	for _, one := range of {
+		batch.Events = append(batch.Events, &eventv1.Event{Id: one.Head.ID, Time: timestamppb.New(one.Head.Time), Type: one.Head.Type})
+	}
+	data, err := proto.Marshal(&batch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
 // TestInOrder: the records of several messages are made at once, and stand in the log as the stream had them. Every other message takes
 // long, so that the one after it is ready first; some are no events.
 func TestInOrder(t *testing.T) {
 	const messages = 60
-	js, err := jetstream.New(servicetest.NATS(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := event.EnsureStreams(t.Context(), js, event.StreamLimits{}); err != nil {
-		t.Fatal(err)
-	}
+	js := broker(t)
 	var want []string // the ids, or the type where it is not an event
 	for m := range messages {
 		data := []byte("no event")
 		if m%7 == 3 {
 			want = append(want, record.TypeUnreadable)
 		} else {
-			var batch eventv1.EventBatch
-			for _, one := range facts(1000*m, []int{400, 1}[m%2]) {
+			events := facts(1000*m, []int{400, 1}[m%2])
+			for _, one := range events {
 				want = append(want, one.Head.ID)
-				batch.Events = append(batch.Events, &eventv1.Event{Id: one.Head.ID, Time: timestamppb.New(one.Head.Time), Type: one.Head.Type})
 			}
-			if data, err = proto.Marshal(&batch); err != nil {
-				t.Fatal(err)
-			}
+			data = eventsOf(t, events)
 		}
 		if _, err := js.Publish(t.Context(), event.FactsOf("issuer"), data); err != nil {
 			t.Fatal(err)
@@ -90,21 +105,8 @@ func TestInOrder(t *testing.T) {
 // its acknowledgement: what was recorded last, what was gathered, and what has just arrived.
 func TestRestIsHandedBack(t *testing.T) {
 	const messages = 20
-	js, err := jetstream.New(servicetest.NATS(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := event.EnsureStreams(t.Context(), js, event.StreamLimits{}); err != nil {
-		t.Fatal(err)
-	}
-	var batch eventv1.EventBatch
-	for _, one := range facts(0, batchEvents) { // each message is a batch of its own
-		batch.Events = append(batch.Events, &eventv1.Event{Id: one.Head.ID, Time: timestamppb.New(one.Head.Time), Type: one.Head.Type})
-	}
-	data, err := proto.Marshal(&batch)
-	if err != nil {
-		t.Fatal(err)
-	}
+	js := broker(t)
+	data := eventsOf(t, facts(0, batchEvents)) // each is a batch of its own
 	for range messages {
 		if _, err := js.Publish(t.Context(), event.FactsOf("issuer"), data); err != nil {
 			t.Fatal(err)
