@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -41,6 +42,7 @@ type host struct {
 
 	mu   sync.Mutex
 	said map[string][]time.Time // when it said each message of interest, by the machine's clock
+	last []string               // what it said last, whatever it was
 }
 
 // What agents say.
@@ -132,6 +134,13 @@ func (h *host) since(text string, after time.Time) (time.Time, bool) {
 	return time.Time{}, false
 }
 
+// tail is what it said last.
+func (h *host) tail() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return strings.Join(h.last, "\n")
+}
+
 // listener notes what an agent says and when.
 type listener struct{ *host }
 
@@ -142,6 +151,12 @@ func (l listener) WithGroup(string) slog.Handler                  { return l }
 func (l listener) Handle(_ context.Context, r slog.Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	line := r.Time.Format(time.TimeOnly) + " " + r.Message
+	r.Attrs(func(a slog.Attr) bool {
+		line += " " + a.String()
+		return true
+	})
+	l.last = append(l.last[max(0, len(l.last)-7):], line)
 	switch r.Message {
 	case saidEnrolled, saidConnected, saidCSR, saidRenewed, saidBack:
 		l.said[r.Message] = append(l.said[r.Message], r.Time)

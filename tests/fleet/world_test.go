@@ -366,7 +366,7 @@ func (w *world) allSaid(hosts []*host, text string, since time.Time) []time.Time
 	w.await(fmt.Sprintf("%d agents to say %q", len(hosts), text), func() error {
 		var missing *host
 		if all, missing = w.said(hosts, text, since); missing != nil {
-			return fmt.Errorf("%d are missing, such as %s", len(hosts)-len(all), missing.name)
+			return fmt.Errorf("%d are missing, such as %s, which has said last:\n%s", len(hosts)-len(all), missing.name, missing.tail())
 		}
 		return nil
 	})
