@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/heldport"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 
 	"crypto/rand"
@@ -145,11 +146,7 @@ func TestProxyErrors(t *testing.T) {
 	plain := newProxy(t, nil)
 	cfg, _ := proxyCert(t)
 	secure := newProxy(t, cfg)
-	gone, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone.Close()
+	gone := heldport.Address(t)
 	long := newProxy(t, nil)
 	long.answer = func(c net.Conn) bool {
 		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nX: %s\r\n\r\n", strings.Repeat("x", proxyMaxHeader))
@@ -160,8 +157,8 @@ func TestProxyErrors(t *testing.T) {
 	auth := newProxy(t, nil)
 	auth.auth = "Basic other"
 	for name, tt := range map[string]struct{ url, address, wants string }{
-		"nobody there":    {"http://ann:s3cret@" + gone.Addr().String(), w.addr, "connecting to proxy"},
-		"target refused":  {"http://ann:s3cret@" + plain.addr, gone.Addr().String(), "refused: 502 Bad Gateway"},
+		"nobody there":    {"http://ann:s3cret@" + gone, w.addr, "connecting to proxy"},
+		"target refused":  {"http://ann:s3cret@" + plain.addr, gone, "refused: 502 Bad Gateway"},
 		"wrong password":  {"http://ann:s3cret@" + auth.addr, w.addr, "407"},
 		"unknown CA":      {"https://ann:s3cret@" + secure.addr, w.addr, "certificate"},
 		"endless header":  {"http://ann:s3cret@" + long.addr, w.addr, "longer than"},

@@ -26,6 +26,7 @@ import (
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/heldport"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -101,6 +102,7 @@ func Start(t testing.TB, cfg Config) *Server {
 		withdrawn: map[string]int64{}, calls: map[string]int{}, csrs: map[string][][]byte{}, ready: map[string]*agentv1.ReportChallengeRequest{},
 		scans: map[string][]*eventv1.Sighting{},
 	}
+	s.Address = heldport.Address(t)
 	s.Up()
 	t.Cleanup(s.Down)
 	return s
@@ -109,22 +111,10 @@ func Start(t testing.TB, cfg Config) *Server {
 // Up starts to serve, at the same address as before.
 func (s *Server) Up() {
 	s.t.Helper()
-	address := s.Address
-	if address == "" {
-		address = "127.0.0.1:0"
-	}
-	var lis net.Listener
-	var err error
-	for range 50 { // an old connection may hold the port for a moment
-		if lis, err = net.Listen("tcp", address); err == nil {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	lis, err := net.Listen("tcp", s.Address)
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	s.Address = lis.Addr().String()
 	id, err := identity.ServiceID(s.Authority.TrustDomain(), "deployer")
 	if err != nil {
 		s.t.Fatal(err)

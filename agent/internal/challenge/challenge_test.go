@@ -21,6 +21,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/heldport"
 )
 
 const (
@@ -103,16 +104,6 @@ func (r *rig) report(n int) *agentv1.ReportChallengeRequest {
 	return nil
 }
 
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lis.Close()
-	return lis.Addr().String()
-}
-
 func listens(address string) bool {
 	conn, err := net.DialTimeout("tcp", address, time.Second)
 	if err != nil {
@@ -123,7 +114,7 @@ func listens(address string) bool {
 }
 
 func TestListensOnlyWhenAsked(t *testing.T) {
-	address := freeAddress(t)
+	address := heldport.Address(t)
 	r := newRig(t, Config{Listen: address})
 	r.set()
 	for round := range 2 {
@@ -187,7 +178,7 @@ func TestAnswersTheExactPathOnly(t *testing.T) {
 }
 
 func TestHostileClients(t *testing.T) {
-	address := freeAddress(t)
+	address := heldport.Address(t)
 	r := newRig(t, Config{Listen: address})
 	r.set(&agentv1.Challenge{Id: "c", Token: tok, KeyAuthorization: auth})
 	r.report(1)
@@ -295,7 +286,7 @@ func TestWebrootLink(t *testing.T) {
 }
 
 func TestReportsUntilTaken(t *testing.T) {
-	r := newRig(t, Config{Listen: freeAddress(t)})
+	r := newRig(t, Config{Listen: heldport.Address(t)})
 	r.mu.Lock()
 	r.refuse = fault.New(fault.Transient, "BUSY", "later")
 	r.mu.Unlock()

@@ -19,6 +19,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/sallyport-pki/sallyport/cli/internal/command"
+	"github.com/sallyport-pki/sallyport/internal/heldport"
 )
 
 func TestMain(m *testing.M) {
@@ -30,7 +31,8 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs the scripts against the real command and, where they start
-// one, a real "sallyport serve". The commands of the scripts beside the usual:
+// one, a real "sallyport serve". $HELD is an address that stays the script's while nobody listens there. The commands of the scripts
+// beside the usual:
 //
 //	sp CODE ARGS...      run sallyport, which must end with this exit code
 //	serve NAME ARGS...   start "sallyport serve ARGS", wait until it is ready; $ADDR is where
@@ -39,7 +41,7 @@ func TestMain(m *testing.M) {
 //	log NAME REGEXP      its log has this
 //	agent HOST TOKEN-FILE serves|installs|fails
 //	                     an agent that speaks the protocol and ends every assignment so
-//	until REGEXP ARGS... run sallyport until it ends well and says so, for half a minute
+//	until REGEXP ARGS... run sallyport until it ends well and says so, for two minutes
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -49,6 +51,7 @@ func TestScripts(t *testing.T) {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("SALLYPORT_CONFIG", filepath.Join(e.WorkDir, "config.yaml"))
 			e.Setenv("NO_COLOR", "1")
+			e.Setenv("HELD", heldport.Address(t))
 			e.Values[servers{}] = map[string]*daemon{}
 			e.Defer(func() {
 				for _, d := range e.Values[servers{}].(map[string]*daemon) {
@@ -118,7 +121,7 @@ func runUntil(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("usage: until REGEXP ARGS...")
 	}
 	want := regexp.MustCompile(args[0])
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		code, stdout, stderr := sallyport(ts, args[1:])
 		if code == 0 && want.MatchString(stdout+stderr) {
 			fmt.Fprint(ts.Stdout(), stdout)

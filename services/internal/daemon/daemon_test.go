@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/grpc"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	"github.com/sallyport-pki/sallyport/internal/heldport"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -55,19 +57,20 @@ func mint(t *testing.T, d *servicetest.Domain, name string) (tls.Certificate, []
 // broker runs a NATS server that shows the SVID of /service/<name>.
 func broker(t *testing.T, d *servicetest.Domain, name string) string {
 	t.Helper()
-	return "tls://" + brokerAt(t, d, name, server.RANDOM_PORT).Addr().String()
+	return "tls://" + brokerAt(t, d, name, heldport.Address(t)).Addr().String()
 }
 
 // brokerAt runs one with an empty store.
-func brokerAt(t *testing.T, d *servicetest.Domain, name string, port int) *server.Server {
+func brokerAt(t *testing.T, d *servicetest.Domain, name, address string) *server.Server {
 	t.Helper()
+	at := netip.MustParseAddrPort(address)
 	pair, _, _ := mint(t, d, name)
 	roots := x509.NewCertPool()
 	for _, c := range d.Authority.Bundle().X509Authorities() {
 		roots.AddCert(c)
 	}
 	srv, err := server.NewServer(&server.Options{
-		Host: "127.0.0.1", Port: port, JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
+		Host: at.Addr().String(), Port: int(at.Port()), JetStream: true, StoreDir: t.TempDir(), NoSigs: true, NoLog: true,
 		TLS: true, TLSVerify: true, TLSTimeout: 10,
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert},
 	})
@@ -76,7 +79,7 @@ func brokerAt(t *testing.T, d *servicetest.Domain, name string, port int) *serve
 	}
 	srv.Start()
 	t.Cleanup(func() { srv.Shutdown(); srv.WaitForShutdown() })
-	if !srv.ReadyForConnections(20 * time.Second) {
+	if !srv.ReadyForConnections(time.Minute) {
 		t.Fatal("NATS is not ready")
 	}
 	return srv
@@ -111,19 +114,9 @@ func (s *idle) Run(ctx context.Context) error {
 	return nil
 }
 
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
-
 func TestRunServesAndStops(t *testing.T) {
 	d := servicetest.TrustDomain(t)
-	cfg := Config{Listen: freePort(t), Identity: Identity{Dir: identityDir(t, d, "issuer")}, NATS: NATS{URL: broker(t, d, "nats")}}
+	cfg := Config{Listen: heldport.Address(t), Identity: Identity{Dir: identityDir(t, d, "issuer")}, NATS: NATS{URL: broker(t, d, "nats")}}
 	s := &idle{running: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -158,10 +151,11 @@ func TestRunServesAndStops(t *testing.T) {
 // A broker that comes back with nothing gets its streams from a daemon that has run all the time.
 func TestStreamsAreMadeAgain(t *testing.T) {
 	d := servicetest.TrustDomain(t)
-	srv := brokerAt(t, d, "nats", server.RANDOM_PORT)
-	url := "tls://" + srv.Addr().String()
+	at := heldport.Address(t)
+	srv := brokerAt(t, d, "nats", at)
+	url := "tls://" + at
 	s := &idle{running: make(chan struct{})}
-	cfg := Config{Listen: freePort(t), Identity: Identity{Dir: identityDir(t, d, "issuer")}, NATS: NATS{URL: url}}
+	cfg := Config{Listen: heldport.Address(t), Identity: Identity{Dir: identityDir(t, d, "issuer")}, NATS: NATS{URL: url}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() {
@@ -191,10 +185,9 @@ func TestStreamsAreMadeAgain(t *testing.T) {
 		}
 	}
 	there("at first")
-	port := srv.Addr().(*net.TCPAddr).Port
 	srv.Shutdown()
 	srv.WaitForShutdown()
-	brokerAt(t, d, "nats", port)
+	brokerAt(t, d, "nats", at)
 	there("at a broker that has lost everything")
 	cancel()
 	if err := <-done; err != nil {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/handshake"
+	"github.com/sallyport-pki/sallyport/internal/heldport"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 )
 
@@ -69,13 +69,8 @@ func program(t testing.TB, name string) string {
 
 func newServer(t testing.TB, dir string, files map[string]string) *Server {
 	t.Helper()
-	lis, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lis.Close()
 	s := &Server{
-		t: t, Dir: dir, TLS: filepath.Join(dir, "tls"), Address: lis.Addr().String(), Files: map[string]string{}, out: &log{},
+		t: t, Dir: dir, TLS: filepath.Join(dir, "tls"), Address: heldport.Address(t), Files: map[string]string{}, out: &log{},
 		Config: filepath.Join(dir, "server.conf"), PIDFile: filepath.Join(dir, "server.pid"),
 	}
 	for _, d := range []string{s.TLS, filepath.Join(dir, "tmp")} {
