@@ -77,7 +77,7 @@ func newWorld(t *testing.T, control agenttest.Config) *world {
 		Connectors: agent.Connectors{Nginx: &nginx.Config{
 			Config: pemfile.Config{Allow: []string{w.nginx.TLS}}, Binary: w.nginx.Binary(), Main: w.nginx.Config, PIDFile: w.nginx.PIDFile,
 		}},
-		Verify: agent.Verify{Interval: config.Duration(200 * time.Millisecond), Wait: config.Duration(3 * time.Second)},
+		Verify: agent.Verify{Interval: config.Duration(200 * time.Millisecond), Wait: config.Duration(time.Minute)},
 		Scan:   agent.Scan{Listeners: "off"},
 	}
 	t.Cleanup(func() {

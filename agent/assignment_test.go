@@ -17,6 +17,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/agenttest"
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/connectortest"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 )
@@ -107,6 +108,7 @@ func TestNotSeenIsNoDrift(t *testing.T) {
 
 func TestInstalledBecomesServed(t *testing.T) {
 	w := newWorld(t, agenttest.Config{})
+	w.cfg.Verify.Wait = config.Duration(3 * time.Second) // it is waited for in vain
 	for _, f := range w.nginx.Files {
 		if err := os.Remove(f); err != nil {
 			t.Fatal(err)

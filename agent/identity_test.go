@@ -255,7 +255,7 @@ func TestProxyRefuses(t *testing.T) {
 	p := startProxy(t, "")
 	w.cfg.Proxy, w.cfg.Server = "http://"+p.address, "127.0.0.1:1"
 	w.make()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if _, _, err := w.agent.Enroll(ctx, w.Token("t1"), false); err == nil || !strings.Contains(err.Error(), "502") || !strings.Contains(err.Error(), p.address) {
 		t.Errorf("%v", err)

@@ -50,7 +50,7 @@ connectors:
     binary: %s
     config: %s
     pid_file: %s
-verify: {interval: 300ms, wait: 5s}
+verify: {interval: 300ms, wait: 1m}
 scan: {listeners: off}
 %s`, w.cfg.Server, w.cfg.StateDir, n.Allow[0], n.Binary, n.Main, n.PIDFile, more)
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {

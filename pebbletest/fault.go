@@ -4,8 +4,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Fault makes matching requests go wrong.
@@ -47,7 +49,7 @@ const (
 type faults struct {
 	mu   sync.Mutex
 	list []*Fault
-	hits map[string]int
+	hits map[string][]time.Time
 }
 
 // Inject adds a fault.
@@ -65,25 +67,29 @@ func (p *Pebble) Heal() {
 }
 
 // Hits counts the requests whose path began with prefix.
-func (p *Pebble) Hits(prefix string) int {
+func (p *Pebble) Hits(prefix string) int { return len(p.Asked(prefix)) }
+
+// Asked is when the requests came whose path began with prefix, the first one first.
+func (p *Pebble) Asked(prefix string) []time.Time {
 	p.faults.mu.Lock()
 	defer p.faults.mu.Unlock()
-	n := 0
-	for path, count := range p.faults.hits {
+	var all []time.Time
+	for path, times := range p.faults.hits {
 		if strings.HasPrefix(path, prefix) {
-			n += count
+			all = append(all, times...)
 		}
 	}
-	return n
+	slices.SortFunc(all, time.Time.Compare)
+	return all
 }
 
 func (f *faults) take(path string) *Fault {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.hits == nil {
-		f.hits = map[string]int{}
+		f.hits = map[string][]time.Time{}
 	}
-	f.hits[path]++
+	f.hits[path] = append(f.hits[path], time.Now())
 	for _, fault := range f.list {
 		if fault.Times != 0 && strings.HasPrefix(path, fault.Path) {
 			fault.Times--

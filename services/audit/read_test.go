@@ -277,7 +277,7 @@ func TestProofs(t *testing.T) {
 // tail reads records until it has n and gives their subjects' numbers and the position to go on at.
 func tail(t *testing.T, r *running, req *auditv1.TailRecordsRequest, n int, ready func()) (subjects []string, next uint64) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	stream, err := r.client.TailRecords(ctx, req)
 	if err != nil {

@@ -80,7 +80,7 @@ func machine(t *testing.T, state string, c connector.Connector) *apply.Machine {
 		t.Fatal(err)
 	}
 	m, err := apply.New(apply.Config{
-		Journal: journal, VerifyWait: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
+		Journal: journal, VerifyWait: time.Minute, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
 		Place: func(_ string, settings map[string]string) (connector.Place, error) { return c.At(settings) },
 	})
 	if err != nil {
@@ -88,6 +88,9 @@ func machine(t *testing.T, state string, c connector.Connector) *apply.Machine {
 	}
 	return m
 }
+
+// inVain is for those that wait in vain for the new pair to be served: all others wait for what will be.
+func (l *lab) inVain() { l.machine.VerifyWait = 2 * time.Second }
 
 func (l *lab) job() apply.Job {
 	return apply.Job{Assignment: "a1", Generation: 3, Attempt: 2, Connector: "nginx", Settings: l.settings}
@@ -205,6 +208,7 @@ func TestServedWithClientCertificatesAsked(t *testing.T) {
 
 func TestInstalledWhereNothingAnswers(t *testing.T) {
 	l := newLab(t, "")
+	l.inVain()
 	l.Start()
 	for address, detail := range map[string]string{"": "no address", "127.0.0.1:1": "refused"} {
 		l.settings["verify"] = address
@@ -220,6 +224,7 @@ func TestInstalledWhereNothingAnswers(t *testing.T) {
 
 func TestNotServedIsTakenBack(t *testing.T) {
 	l := newLab(t, "")
+	l.inVain()
 	l.Start()
 	l.Signal(syscall.SIGSTOP) // the master hangs: the reload has no effect
 	r := l.install()
@@ -253,6 +258,7 @@ func TestDeadServer(t *testing.T) {
 // nobody serves them.
 func TestWentDark(t *testing.T) {
 	l := newLab(t, "")
+	l.inVain()
 	l.Start()
 	place, err := l.conn.At(l.settings)
 	if err != nil {
@@ -280,6 +286,7 @@ func (d dying) Activate(ctx context.Context, s connector.Staged) error {
 
 func TestFirstInstall(t *testing.T) {
 	l := newLab(t, "")
+	l.inVain()
 	for _, f := range l.Files {
 		if err := os.Remove(f); err != nil {
 			t.Fatal(err)
@@ -293,6 +300,7 @@ func TestFirstInstall(t *testing.T) {
 
 func TestFirstInstallTakenBack(t *testing.T) {
 	l := newLab(t, "")
+	l.inVain()
 	l.Start() // serves other files than the target's
 	for setting, to := range map[string]string{"certificate": "other.crt", "key": "other.key"} {
 		l.settings[setting] = filepath.Join(l.TLS, to)
@@ -334,7 +342,7 @@ func TestInterruptedAgainAndAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			m, err := apply.New(apply.Config{
-				Journal: journal, VerifyWait: time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
+				Journal: journal, VerifyWait: time.Minute, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
 				Place: func(string, map[string]string) (connector.Place, error) { return deadly{place}, nil },
 			})
 			if err != nil {

@@ -80,7 +80,7 @@ func obey() error {
 		return err
 	}
 	m, err := apply.New(apply.Config{
-		Journal: journal, VerifyWait: 5 * time.Second, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
+		Journal: journal, VerifyWait: time.Minute, Log: slog.New(slog.DiscardHandler), Now: time.Now, Decided: func(context.Context, apply.Report) {},
 		Place: func(_ string, settings map[string]string) (connector.Place, error) { return conn.At(settings) },
 	})
 	if err != nil {

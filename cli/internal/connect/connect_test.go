@@ -110,7 +110,7 @@ func (s site) call(t *testing.T, address string, now func() time.Time) error {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	_, err = c.Inventory().GetHost(ctx, &inventoryv1.GetHostRequest{Name: "web-1"})
 	return err

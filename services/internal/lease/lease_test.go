@@ -17,7 +17,7 @@ import (
 const (
 	ttl = time.Second
 	// ample is of leases that must not be lost, where the disk may take its time.
-	ample = 5 * time.Second
+	ample = 12 * time.Second
 )
 
 func open(t *testing.T, c db.Config) *db.DB {
@@ -112,7 +112,7 @@ func TestHeldLongerThanItsTTL(t *testing.T) {
 			}
 		})
 		<-inside
-		other, stop := context.WithTimeout(t.Context(), 2*ample)
+		other, stop := context.WithTimeout(t.Context(), ample*3/2) // for longer than another waits before it takes over
 		defer stop()
 		if err := lease.Run(other, d, "work", ample, func(context.Context) error { t.Error("taken from a living holder"); return nil }); err != nil {
 			t.Error(err)

@@ -47,8 +47,8 @@ func (b *Broker) Start() {
 		b.t.Fatalf("making a NATS server: %v", err)
 	}
 	srv.Start()
-	if !srv.ReadyForConnections(20 * time.Second) {
-		b.t.Fatal("NATS server: not ready after 20 s")
+	if !srv.ReadyForConnections(time.Minute) {
+		b.t.Fatal("NATS server: not ready after a minute")
 	}
 	b.mu.Lock()
 	b.srv = srv
