@@ -120,6 +120,10 @@ torture: ## Kill everything KILLS times (default 3000), at every point and at ra
 	@cd tests && go test -count=1 -timeout 60m -v -run 'PowerCuts|FirstStart' ./disk -rounds 40 -first-rounds 200 $(if $(SEED),-seed $(SEED))
 	@cd tests && go test -count=1 -timeout 60m -v -run 'BrokerAway|Cluster' ./daemons -away 5m -kills 10
 
+.PHONY: later
+later: ## Run the upgrade tests as if it were DAYS later (default 62, 100 and 1200); scripts/later does it with other tests
+	@for d in $(or $(DAYS),62 100 1200); do scripts/later $$d; done
+
 .PHONY: vuln
 vuln: ## Look for known vulnerabilities (needs the Go vulnerability database)
 	@for m in $(MODULES); do (cd $$m && GOWORK=off go run golang.org/x/vuln/cmd/govulncheck@v1.8.0 ./...); done

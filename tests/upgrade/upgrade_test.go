@@ -59,7 +59,8 @@ func newLab(t *testing.T) *lab.Lab {
 	return l
 }
 
-// TestKept goes on with a site that the version before has left, takes the upgrade back, and does it again.
+// TestKept goes on with a site that the version before has left, takes the upgrade back, and does it again. That may have been
+// long ago: certificates are due by then or have ended, so have identities, and events are gone. "make later" tries it.
 func TestKept(t *testing.T) {
 	now, before := programs(t)
 	archive, err := filepath.Abs("testdata/kept.tar.gz")
@@ -69,18 +70,28 @@ func TestKept(t *testing.T) {
 	must(t, err)
 	left := known(t, s)
 	must(t, s.Control(ctx, now))
-	for _, what := range lost("", left, known(t, s)) {
+	there := known(t, s)
+	for _, what := range lost("", left, there) {
 		t.Error(what)
 	}
-	must(t, s.Agents(now))
-	must(t, s.Served(ctx, 2)) // as it was kept, or a later one where that has become old
-
 	kept := read(t, site.ServedFile)
-	if leaf, err := s.Leaf(ctx); err != nil || time.Now().Before(leaf.NotBefore.Add(24*time.Hour)) && lab.Fingerprint(leaf) != kept {
-		t.Errorf("served is not what was kept (%v)", err)
+	if !strings.Contains(fmt.Sprint(there["certificates"]), kept) {
+		t.Errorf("the inventory does not know the certificate %s that was served: %v", kept, there["certificates"])
 	}
-	if all, err := s.Plane.Do(ctx, "get", "certificates", "-o", "json"); err != nil || !strings.Contains(all, kept) {
-		t.Errorf("the inventory does not know the certificate that was served (%v): %s", err, all)
+	leaf, err := s.Leaf(ctx)
+	must(t, err)
+	if lab.Fingerprint(leaf) != kept {
+		t.Errorf("served is %s, kept was %s", lab.Fingerprint(leaf), kept)
+	}
+	must(t, s.Agents(now))
+	must(t, s.Served(ctx, 2)) // as it was kept, or a later one where that has become due
+
+	if due := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2); time.Now().Before(due) {
+		leaf, err := s.Leaf(ctx)
+		must(t, err)
+		if lab.Fingerprint(leaf) != kept {
+			t.Errorf("served is not what was kept, which is not due before %s", due)
+		}
 	}
 	must(t, s.Renew(ctx))
 	log(t, s)

@@ -30,6 +30,9 @@ const (
 	nginxAt  = "127.0.0.1:11843"
 	dns      = "shop.example.com"
 	patience = 60 * time.Second
+
+	// config lets agents come back however long ago the site was kept.
+	config = "deployer: {agents: {return_within: 36500d}}\n"
 )
 
 var deployments, hosts = []string{"shop", "desk"}, []string{"web", "office"}
@@ -156,7 +159,7 @@ func (s *Site) control(ctx context.Context) error {
 	}
 	s.Bin = s.by.CLI
 	return s.with(s.by.Serve, func() error {
-		s.Plane, err = s.Serve(ctx, "control", lab.ServeOptions{})
+		s.Plane, err = s.Serve(ctx, "control", lab.ServeOptions{Config: config})
 		return err
 	})
 }
@@ -189,7 +192,7 @@ func (s *Site) Control(ctx context.Context, programs string) error {
 		return err
 	}
 	return s.with(programs, func() error {
-		plane, err := s.Serve(ctx, "control", lab.ServeOptions{Address: s.Plane.Address})
+		plane, err := s.Serve(ctx, "control", lab.ServeOptions{Address: s.Plane.Address, Config: config})
 		if err == nil {
 			s.Plane = plane
 		}
