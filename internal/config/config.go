@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"reflect"
 	"strings"
@@ -31,7 +32,11 @@ type Error struct {
 	Line    int
 	Field   string // path such as targets[2].host
 	Message string
+	Err     error // what it comes from, if anything
 }
+
+// Unwrap gives what it comes from.
+func (e *Error) Unwrap() error { return e.Err }
 
 // Error gives "FILE:LINE: FIELD: what is wrong".
 func (e *Error) Error() string {
@@ -53,14 +58,14 @@ type Validator interface{ Validate() error }
 func Load(path string, into any) error {
 	fi, err := os.Stat(path)
 	if err != nil {
-		return fmt.Errorf("reading configuration: %w", err)
+		return unreadable(path, err)
 	}
 	if fi.Size() > maxSize {
 		return &Error{File: path, Message: fmt.Sprintf("larger than %d bytes", maxSize)}
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("reading configuration: %w", err)
+		return unreadable(path, err)
 	}
 	if err := Decode(path, data, into); err != nil {
 		return err
@@ -71,6 +76,15 @@ func Load(path string, into any) error {
 		}
 	}
 	return nil
+}
+
+// unreadable is an *Error too: a file that is not there is as wrong as one with a mistake in it.
+func unreadable(path string, err error) error {
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		err = at.Err // the path stands before it
+	}
+	return &Error{File: path, Message: "the configuration cannot be read: " + err.Error(), Err: err}
 }
 
 // Decode reads exactly one YAML document, or none, into the struct that into

@@ -250,8 +250,12 @@ func TestLoad(t *testing.T) {
 	if err := Load(path, &v); err == nil || !strings.Contains(err.Error(), "larger than") {
 		t.Fatalf("got %v", err)
 	}
-	if err := Load(path+".none", &v); !errors.Is(err, os.ErrNotExist) {
+	var wrong *Error
+	if err := Load(path+".none", &v); !errors.Is(err, os.ErrNotExist) || !errors.As(err, &wrong) || err.Error() != path+".none: the configuration cannot be read: no such file or directory" {
 		t.Fatalf("got %v", err)
+	}
+	if err := Load(filepath.Dir(path), &v); !errors.As(err, &wrong) {
+		t.Fatalf("a folder: got %v", err)
 	}
 	if err := Decode("f", nil, validated{}); err != nil {
 		t.Fatalf("nothing to decode: %v", err)

@@ -49,15 +49,26 @@ type CRL struct {
 	// Certificates that internal authorities issue from then on name it (CRL distribution point), so it should never change.
 	// Default none: they name none.
 	URL string `yaml:"url"`
+	// NumberAbove is what the number of every list made from now on is greater than, for when the database has forgotten lists
+	// that were published and the clock does not stand after all of them: "openssl crl -noout -crlnumber" shows the number of
+	// one. After "sallyport restore" serve sees to it by itself. Default none. It may stay.
+	NumberAbove int64 `yaml:"number_above"`
 }
 
-const maxURL = 200
+const (
+	maxURL = 200
+	// maxNumber leaves room above it: it is the end of the year 9999 in milliseconds.
+	maxNumber = 253402300799999
+)
 
 func (c CRL) validate() error {
 	if c.Listen != "" {
 		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
 			return fault.Invalid("crl.listen", "%q: want host:port, such as 0.0.0.0:8480", c.Listen)
 		}
+	}
+	if c.NumberAbove < 0 || c.NumberAbove > maxNumber {
+		return fault.Invalid("crl.number_above", "%d: want 0 to %d", c.NumberAbove, maxNumber)
 	}
 	if c.URL == "" {
 		return nil

@@ -141,7 +141,7 @@ func (s *Service) build(ctx context.Context, c Config, d Deps) error {
 	if err != nil {
 		return err
 	}
-	s.lists, err = crl.NewMaker(crl.MakerConfig{Store: s.store, Signers: s.catalogue, Log: d.Log, Now: d.Now})
+	s.lists, err = crl.NewMaker(crl.MakerConfig{Store: s.store, Signers: s.catalogue, Log: d.Log, Now: d.Now, Above: c.CRL.NumberAbove})
 	if err != nil {
 		return err
 	}

@@ -2,7 +2,9 @@ package daemons
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -73,6 +75,44 @@ func TestServeFile(t *testing.T) {
 				t.Errorf("it ended with code %d", proc.ExitCode())
 			}
 		})
+	}
+}
+
+// TestWrongCommand: what starting again does not mend ends with code 2, so that no supervisor tries for ever.
+func TestWrongCommand(t *testing.T) {
+	l := newLab(t)
+	folder := t.TempDir()
+	missing, empty, noToken := filepath.Join(folder, "missing"), filepath.Join(folder, "empty"), filepath.Join(folder, "token")
+	must(t, os.WriteFile(empty, nil, 0o600))
+	must(t, os.WriteFile(noToken, []byte("spj1.x"), 0o600))
+	enroller := filepath.Join(folder, "agent.yaml")
+	must(t, os.WriteFile(enroller, []byte("server: 127.0.0.1:1\nstate_dir: "+filepath.Join(folder, "state")), 0o600))
+	for program, commands := range map[string][]string{
+		"sallyport-issuer": {""}, "sallyport-audit": {""}, "sallyport-deployer": {""}, "sallyport-inventory": {""},
+		"sallyport": {"serve", "backup", "restore", "backup verify"}, "sallyport-agent": {"run", "check", "status", "enroll"},
+	} {
+		for _, command := range commands {
+			for file, what := range map[string]string{missing: "no such file", folder: "directory|plain file", empty: ""} {
+				args := append(strings.Fields(command), "--config", file)
+				if command == "restore" || command == "backup verify" {
+					args = append(args, file)
+				}
+				wrong(t, l, what, program, args...)
+			}
+		}
+	}
+	for file, what := range map[string]string{missing: "no such file", folder: "plain file", empty: "no join token", noToken: "incomplete"} {
+		wrong(t, l, what, "sallyport-agent", "enroll", "--config", enroller, "--token-file", file)
+	}
+}
+
+// wrong wants code 2 and a line that says what is wrong.
+func wrong(t *testing.T, l *lab.Lab, what, program string, args ...string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), filepath.Join(l.Bin, program), args...)
+	out, err := cmd.CombinedOutput()
+	if code := cmd.ProcessState.ExitCode(); code != 2 || !regexp.MustCompile(what).Match(out) {
+		t.Errorf("%s %s: code %d (%v), want 2 and %q: %s", program, strings.Join(args, " "), code, err, what, out)
 	}
 }
 

@@ -73,8 +73,8 @@ const head = `# Configuration
 <!-- Written by tests/reference from the comments in the code ("make docs"). Do not edit. -->
 
 Files are YAML, and so may be JSON. They are read strictly: an unknown field, a field given twice, a value of the wrong type, an
-anchor or a merge key is refused with file, line and field, and the program ends with exit code 2. What is left out has the
-default that is named here; where none is named, it is off or empty. Durations are written like ` + "`90d`, `36h`, `10m`, `500ms`" + `;
+anchor or a merge key is refused with file, line and field, and the program ends with exit code 2, as it does when there is no such
+file or it may not read it. What is left out has the default that is named here; where none is named, it is off or empty. Durations are written like ` + "`90d`, `36h`, `10m`, `500ms`" + `;
 a day is 24 hours. A secret never stands in a file: only the path of a file with it does.
 
 Each program checks its whole file before it does anything else.

@@ -191,7 +191,7 @@ func (a *app) joinToken(file string) (identity.JoinToken, error) {
 	case file != "" && file != "-":
 		data, err := disk.ReadPath(file, maxToken)
 		if err != nil {
-			return identity.JoinToken{}, fmt.Errorf("reading the join token: %w", err)
+			return identity.JoinToken{}, coded{fmt.Errorf("reading the join token: %w", err), boot.ExitConfig}
 		}
 		text = string(data)
 	case file == "-" || text == "":
@@ -204,7 +204,11 @@ func (a *app) joinToken(file string) (identity.JoinToken, error) {
 	if strings.TrimSpace(text) == "" {
 		return identity.JoinToken{}, coded{errors.New("no join token: give --token-file, SALLYPORT_JOIN_TOKEN, or standard input"), boot.ExitConfig}
 	}
-	return identity.ParseJoinToken(text)
+	token, err := identity.ParseJoinToken(text)
+	if err != nil {
+		return token, coded{err, boot.ExitConfig}
+	}
+	return token, nil
 }
 
 func (a *app) check() *cobra.Command {

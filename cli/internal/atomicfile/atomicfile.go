@@ -37,7 +37,7 @@ func Commit(f *renameio.PendingFile, path string) error {
 	if err := f.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
-	return syncDir(path)
+	return SyncDir(filepath.Dir(path))
 }
 
 // Move gives a file that is whole and on disk its name, in the same file system.
@@ -45,11 +45,12 @@ func Move(from, to string) error {
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	return syncDir(to)
+	return SyncDir(filepath.Dir(to))
 }
 
-func syncDir(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
+// SyncDir has the names in a directory on disk.
+func SyncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return err
 	}

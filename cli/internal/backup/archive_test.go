@@ -18,6 +18,9 @@ import (
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
 )
 
+// begun is when the sample was.
+var begun = time.Unix(1_800_000_000, 0).UTC()
+
 // sample is a small backup; change may spoil its manifest, more adds entries to the archive alone.
 func sample(t testing.TB, change func(*Manifest), more ...string) []byte {
 	t.Helper()
@@ -26,7 +29,7 @@ func sample(t testing.TB, change func(*Manifest), more ...string) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := Manifest{Format: Format, Created: time.Unix(1_800_000_000, 0).UTC(), TrustDomain: "example.org", Databases: []string{"audit", "inventory", "deployer", "issuer"}}
+	m := Manifest{Format: Format, Created: begun, TrustDomain: "example.org", Databases: []string{"audit", "inventory", "deployer", "issuer"}}
 	put := func(name, data string) {
 		t.Helper()
 		if err := w.add(name, int64(len(data)), strings.NewReader(data)); err != nil {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/auditlog"
 
+	"github.com/sallyport-pki/sallyport/cli/internal/atomicfile"
 	"github.com/sallyport-pki/sallyport/cli/internal/datadir"
 	"github.com/sallyport-pki/sallyport/cli/internal/exit"
 	"github.com/sallyport-pki/sallyport/cli/internal/trust"
@@ -156,6 +157,9 @@ func (r *restorer) restore(ctx context.Context) (*Manifest, error) {
 		return nil, exit.With(exit.Usage, fmt.Errorf("reading the backup: %w", err))
 	}
 	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.IsDir() {
+		return nil, exit.Errorf(exit.Usage, "%s is a directory: name the backup in it", r.File)
+	}
 	r.Progress("unpacking %s", r.File)
 	m, err := read(ctx, f, r.Identities, r.put)
 	if err != nil {
@@ -232,6 +236,9 @@ func (r *restorer) check(ctx context.Context, m *Manifest) error {
 	if !r.only && !slices.Equal(m.Server, r.Places.Server) {
 		return exit.Errorf(exit.Usage, "when the backup was made, PostgreSQL held the databases of %v, by the configuration now it holds those of %v: restore with the configuration of then", m.Server, r.Places.Server)
 	}
+	if now := r.Now(); !r.only && now.Before(m.Created.Add(-datadir.ClockSlack)) {
+		return exit.Errorf(exit.Clock, "the clock says %s, but the backup was begun at %s: set the clock right, then restore again", now.UTC().Format(time.RFC3339), m.Created.Format(time.RFC3339))
+	}
 	r.Progress("checking keys")
 	if err := r.checkKeys(m); err != nil {
 		return err
@@ -286,16 +293,23 @@ func (r *restorer) commit(m *Manifest) error {
 	if err := os.Mkdir(filepath.Join(r.stage, datadir.DirNATS), 0o700); err != nil {
 		return err
 	}
-	note, err := json.MarshalIndent(datadir.Restored{Backup: m.Created, At: r.Now().UTC()}, "", "  ")
+	at := r.Now().UTC()
+	if at.Before(m.Created) {
+		at = m.Created
+	}
+	note, err := json.MarshalIndent(datadir.Restored{Backup: m.Created, At: at}, "", "  ")
 	if err != nil {
 		return err
 	}
 	for name, data := range map[string][]byte{
-		datadir.FileRestored: append(note, '\n'), datadir.FileClock: m.Created.AppendFormat(nil, time.RFC3339),
+		datadir.FileRestored: append(note, '\n'), datadir.FileClock: at.AppendFormat(nil, time.RFC3339),
 	} {
 		if err := os.WriteFile(filepath.Join(r.stage, name), data, 0o600); err != nil {
 			return err
 		}
+	}
+	if err := r.syncOutside(); err != nil {
+		return err
 	}
 	if err := syncAll(r.stage); err != nil {
 		return err
@@ -322,6 +336,22 @@ func (r *restorer) commit(m *Manifest) error {
 		return err
 	}
 	return syncAll(r.Places.Data)
+}
+
+// syncOutside has the names of what was made outside of the data directory on disk, where its content is already.
+func (r *restorer) syncOutside() error {
+	synced := map[string]bool{}
+	for _, path := range r.made {
+		dir := filepath.Dir(path)
+		if synced[dir] {
+			continue
+		}
+		synced[dir] = true
+		if err := atomicfile.SyncDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // syncAll has everything on that file system on disk, which is quicker than file by file when there are tens of thousands.

@@ -10,8 +10,9 @@ import (
 	"syscall"
 )
 
-// workspace is a folder for what is made on the way, beside the backup or where there is room to look into one. Its maker holds a lock on a file in it for as long as it
-// lives, so that what a killed one has left can be told from the work of another, and removed.
+// workspace is a folder for what is made on the way, beside the backup or where there is room to look into one. Its maker holds a
+// lock on a file in it for as long as it lives, so that what a killed one has left can be told from the work of another, and
+// removed. The lock is the first thing in it and the last to go: what has none is empty, and nobody misses it.
 type workspace struct {
 	dir  string
 	lock *os.File
@@ -23,27 +24,37 @@ var (
 	ofVerify  = regexp.MustCompile(`^\.sallyport-verify\.part-[0-9]+$`)
 )
 
-const workspaceLock = "lock"
+// The lock has its first name as long as it is not held.
+const (
+	workspaceLock = "lock"
+	workspaceNew  = "new"
+)
 
 // newWorkspace makes one in a folder for the file of that name, after removing those there whose makers are dead.
 func newWorkspace(in, name string, left *regexp.Regexp) (*workspace, error) {
 	if err := removeLeft(in, left); err != nil {
 		return nil, fmt.Errorf("removing what was left when one before was broken off: %w", err)
 	}
-	dir, err := os.MkdirTemp(in, "."+name+".part-")
-	if err != nil {
-		return nil, err
-	}
-	w := &workspace{dir: dir}
-	if w.lock, err = takeLock(dir); err != nil {
+	for {
+		dir, err := os.MkdirTemp(in, "."+name+".part-")
+		if err != nil {
+			return nil, err
+		}
+		w := &workspace{dir: dir}
+		w.lock, err = takeLock(dir)
+		switch {
+		case err == nil:
+			return w, nil
+		case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EWOULDBLOCK): // one that begins too took this for left
+			continue
+		}
 		return nil, errors.Join(err, os.RemoveAll(dir))
 	}
-	return w, nil
 }
 
-// takeLock makes a file that is locked before it has its name: nobody sees it free.
+// takeLock makes a file that is locked before it has its name.
 func takeLock(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "new"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(filepath.Join(dir, workspaceNew), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +68,7 @@ func takeLock(dir string) (*os.File, error) {
 }
 
 func (w *workspace) remove() {
-	_ = os.RemoveAll(w.dir) // the next backup tries again
+	_ = dispose(w.dir) // the next backup tries again
 	_ = w.lock.Close()
 }
 
@@ -88,13 +99,44 @@ func ours(e fs.DirEntry) bool {
 
 // removeDead removes a workspace, unless its maker lives, or it is none.
 func removeDead(dir string) error {
-	lock, err := os.OpenFile(filepath.Join(dir, workspaceLock), os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	lock, err := openLock(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(dir) // what has something in it is none
+		return nil
+	}
 	if err != nil {
 		return nil //nolint:nilerr // nothing that we could take for ours
 	}
 	defer func() { _ = lock.Close() }() // nothing was written
 	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil //nolint:nilerr // at work
+	}
+	if err := dispose(dir); !errors.Is(err, fs.ErrNotExist) { // another was quicker
+		return err
+	}
+	return nil
+}
+
+func openLock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, workspaceLock), os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.OpenFile(filepath.Join(dir, workspaceNew), os.O_RDWR|syscall.O_NOFOLLOW, 0)
+	}
+	return f, err
+}
+
+// dispose removes a workspace, its lock last.
+func dispose(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.Name() != workspaceLock && e.Name() != workspaceNew {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
 	}
 	return os.RemoveAll(dir)
 }

@@ -39,8 +39,8 @@ const (
 	DirSecrets   = "secrets"        // what authorities name, such as EAB keys
 )
 
-// clockSlack is how far the clock may have been set back without complaint.
-const clockSlack = 2 * time.Minute
+// ClockSlack is how far the clock may have been set back without complaint.
+const ClockSlack = 2 * time.Minute
 
 // MinFree is how much space must be free to start and to go on, in bytes:
 // enough to commit and close everything in good order.
@@ -279,7 +279,7 @@ func (d *Dir) checkClock() error {
 			latest = t
 		}
 	}
-	if now := d.now(); now.Before(latest.Add(-clockSlack)) {
+	if now := d.now(); now.Before(latest.Add(-ClockSlack)) {
 		return exit.Errorf(exit.Clock, "the clock says %s, but this data directory was in use at %s: set the clock right, then start again (if it was wrong then: remove %s)",
 			now.UTC().Format(time.RFC3339), latest.UTC().Format(time.RFC3339), d.Join(FileClock))
 	}

@@ -150,7 +150,7 @@ func TestBadSurroundings(t *testing.T) {
 		},
 		"clock before the last time known": {
 			spoil: func(*testing.T, string) {},
-			now:   noon.Add(-clockSlack - time.Second),
+			now:   noon.Add(-ClockSlack - time.Second),
 			code:  exit.Clock, want: "the clock says 2026-11-21T11:57:59Z, but this data directory was in use at 2026-11-21T12:00:00Z",
 		},
 		"damaged clock file": {
@@ -218,7 +218,7 @@ func snapshot(t *testing.T, path string) string {
 
 func TestSlackOfTheClock(t *testing.T) {
 	path := made(t)
-	d, err := open(path, noon.Add(-clockSlack))
+	d, err := open(path, noon.Add(-ClockSlack))
 	if err != nil {
 		t.Fatal(err)
 	}

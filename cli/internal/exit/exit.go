@@ -59,7 +59,7 @@ var Table = []Row{
 	{Unverified, "watch: all is installed, but some target could not be seen serving it"},
 	{Data, "serve, trust, backup, restore: the directory is locked, foreign, corrupt, too new, unreadable or readable by others"},
 	{Address, "serve: the address cannot be listened on"},
-	{Clock, "serve: the clock is wrong"},
+	{Clock, "serve, restore: the clock is wrong"},
 	{Space, "serve, trust, backup, restore, audit export: the disk is full"},
 	{Unsound, "doctor: something is wrong"},
 	{Unseen, "doctor: nothing is known to be wrong, but something could not be looked at"},

@@ -49,6 +49,9 @@ const (
 	readyBound = time.Minute
 	// readyPoll is between two questions whether they are ready.
 	readyPoll = 50 * time.Millisecond
+	// crlLead is how far ahead of time the numbers of CRLs begin after a restore: those of the time that was lost were given
+	// by a clock that may have been ahead of this one. Numbers need not be times, only grow (RFC 5280 section 5.2.3).
+	crlLead = 24 * time.Hour
 	// stopBound is how long an orderly stop may take.
 	stopBound = 40 * time.Second
 )
@@ -180,6 +183,7 @@ func (s *site) openDir(context.Context) error {
 		return err
 	}
 	if restored != nil {
+		s.cfg.Issuer.CRL.NumberAbove = max(s.cfg.Issuer.CRL.NumberAbove, restored.At.Add(crlLead).UnixMilli())
 		s.cfg.Deployer.Restored = deployer.RestoredConfig{Backup: restored.Backup.Format(time.RFC3339Nano), At: restored.At.Format(time.RFC3339Nano)}
 	}
 	return nil

@@ -370,6 +370,15 @@ func TestNumberAfterRestore(t *testing.T) {
 		if n := w.list(true).Number; n.Cmp(root.Number) != 0 {
 			w.t.Error("the root's key was used without need")
 		}
+		newest = w.list(false)
+		w.exec(`UPDATE crl SET number = $1 WHERE NOT root`, old.Number)
+		w.maker.Above = newest.Number.Int64()
+		w.turn = newTurn()
+		w.pass(-time.Hour) // the clock was set back too
+		w.due()
+		if l := w.list(false); l.Number.Cmp(newest.Number) <= 0 {
+			w.t.Errorf("with the clock set back: %s after %s", l.Number, newest.Number)
+		}
 	})
 }
 

@@ -25,12 +25,14 @@ type Signers interface {
 	CRLSigner(ctx context.Context, uid string, root bool) (*internalca.CA, error)
 }
 
-// MakerConfig is what a Maker needs; all of it is required.
+// MakerConfig is what a Maker needs; all but Above is required.
 type MakerConfig struct {
 	Store   *store.Store
 	Signers Signers
 	Log     *slog.Logger
 	Now     func() time.Time
+	// Above is what the number of every list is greater than.
+	Above int64
 }
 
 // Maker makes lists.
@@ -119,7 +121,7 @@ func (m *Maker) make(ctx context.Context, s revocation.Standing) error {
 		}
 	}
 	c := store.CRL{KeyID: ca.KeyID(), AuthorityUID: s.AuthorityUID, Authority: s.Authority, Root: s.Root, Entries: len(revoked)}
-	c.Number, c.ThisUpdate, c.NextUpdate = s.Next(m.Now())
+	c.Number, c.ThisUpdate, c.NextUpdate = s.Next(m.Now(), m.Above)
 	for _, r := range revoked {
 		if r.Last(c.ThisUpdate) {
 			last = append(last, r.Fingerprint)

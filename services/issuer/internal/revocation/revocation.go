@@ -85,8 +85,9 @@ func (s Standing) Due(now time.Time) bool {
 }
 
 // Next begins the list that follows. Its number is greater than any before, even if the store has forgotten the newest of
-// them because it was restored from a backup: it is not less than the milliseconds since 1970.
-func (s Standing) Next(now time.Time) (number int64, thisUpdate, nextUpdate time.Time) {
+// them because it was restored from a backup: it is not less than the milliseconds since 1970. Where the clock cannot be
+// relied upon for that, above is a number that none of them had reached.
+func (s Standing) Next(now time.Time, above int64) (number int64, thisUpdate, nextUpdate time.Time) {
 	thisUpdate = now.Add(-backdate).UTC().Truncate(time.Second)
-	return max(s.Number+1, now.UnixMilli()), thisUpdate, thisUpdate.Add(TermOf(s.Root).Valid)
+	return max(s.Number+1, above+1, now.UnixMilli()), thisUpdate, thisUpdate.Add(TermOf(s.Root).Valid)
 }

@@ -47,24 +47,27 @@ func TestTerms(t *testing.T) {
 }
 
 func TestNext(t *testing.T) {
-	first, this, next := Standing{}.Next(noon)
+	first, this, next := Standing{}.Next(noon, 0)
 	if this.After(noon) || this.Before(noon.Add(-2*time.Minute)) || next.Sub(this) != 7*day {
 		t.Errorf("from %s to %s", this, next)
 	}
-	if later, _, _ := (Standing{Number: 3}).Next(noon.Add(time.Second)); later-first < 1000 {
+	if later, _, _ := (Standing{Number: 3}).Next(noon.Add(time.Second), 0); later-first < 1000 {
 		t.Errorf("after a second %d, then %d: what was made since a backup may have been greater", first, later)
 	}
 	for _, c := range []struct {
-		what string
-		old  int64
-		now  time.Time
+		what  string
+		old   int64
+		now   time.Time
+		above int64
 	}{
-		{"a moment later", first, noon.Add(time.Second)},
-		{"at the same moment", first, noon},
-		{"the clock was put back", first, noon.AddDate(-1, 0, 0)},
-		{"restored from a backup of long ago", 3, noon.Add(time.Second)},
+		{"a moment later", first, noon.Add(time.Second), 0},
+		{"at the same moment", first, noon, 0},
+		{"the clock was put back", first, noon.AddDate(-1, 0, 0), 0},
+		{"restored from a backup of long ago", 3, noon.Add(time.Second), 0},
+		{"restored, and the clock was put back", 3, noon.AddDate(-1, 0, 0), first},
+		{"the bound is of long ago", first, noon, 3},
 	} {
-		if n, _, _ := (Standing{Number: c.old}).Next(c.now); n <= first {
+		if n, _, _ := (Standing{Number: c.old}).Next(c.now, c.above); n <= first {
 			t.Errorf("%s: %d after %d", c.what, n, first)
 		}
 	}
