@@ -5,10 +5,10 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
 	"github.com/sallyport-pki/sallyport/services/internal/event"
@@ -23,17 +23,23 @@ func TestStopFinishes(t *testing.T) {
 	defer w.relay()()
 	subjects := names("m", 12)
 	w.emitApart(subjects)
-	begun := make(chan struct{})
+	begun, stopping := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	stop := w.consume(func(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
-		once.Do(func() {
-			close(begun)
-			time.Sleep(200 * time.Millisecond)
-		})
+		once.Do(func() { close(begun) })
+		<-stopping
 		return note(ctx, tx, e)
 	})
 	<-begun
-	stop()
+	consumer := w.fetched(len(subjects))
+	var stopped sync.WaitGroup
+	stopped.Go(stop)
+	w.eventually("it asks for no more", func() bool {
+		info, err := consumer.Info(t.Context())
+		return err == nil && info.NumWaiting == 0
+	})
+	close(stopping)
+	stopped.Wait()
 	if n := len(w.noted()); n != len(subjects) {
 		t.Fatalf("%d of %d events were handled when the consumer had stopped", n, len(subjects))
 	}
@@ -59,18 +65,27 @@ func TestStopHandsBack(t *testing.T) {
 	must(t, err)
 	must(t, w.js.Conn().Flush())
 	<-begun
-	consumer, err := w.js.Consumer(t.Context(), event.StreamName, "deployer")
-	must(t, err)
-	w.eventually("all is fetched", func() bool {
-		info, err := consumer.Info(t.Context())
-		return err == nil && info.Delivered.Consumer == uint64(len(subjects))
-	})
-	time.Sleep(500 * time.Millisecond) // what is delivered may be under way yet, and is lost where nobody takes it any more
+	w.fetched(len(subjects))
 	stop()
 	w.eventually("all that was fetched is handed back", func() bool { return back.Load() >= int64(len(subjects)) })
 	must(t, advice.Unsubscribe())
 	w.consume(note)
 	w.arrives(subjects...)
+}
+
+// fetched waits until the consumer has that many messages. What JetStream has delivered may be under way yet, and would be lost where
+// nobody takes it any more; but its answer to a message that is published after that comes behind it, on the same connection.
+func (w *world) fetched(n int) jetstream.Consumer {
+	w.t.Helper()
+	consumer, err := w.js.Consumer(w.t.Context(), event.StreamName, "deployer")
+	must(w.t, err)
+	w.eventually("all is fetched", func() bool {
+		info, err := consumer.Info(w.t.Context())
+		return err == nil && info.Delivered.Consumer == uint64(n)
+	})
+	_, err = w.js.Publish(w.t.Context(), event.ObservationsOf("inventory"), nil)
+	must(w.t, err)
+	return consumer
 }
 
 // emitApart has each event published in a message of its own.
