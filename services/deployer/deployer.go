@@ -224,7 +224,8 @@ func (s *Service) Close() error {
 func (s *Service) Traces() trace.Recorder { return s.traces.Recorder() }
 
 // Deny refuses agents that are locked, removed, or come with a key that is not theirs any more. It answers from memory, but
-// for an agent or key that another replica may just have let in.
+// for an agent or key that another replica may just have let in: an agent gives up a new identity whose key is unknown, so that
+// is said only of what the store does not know.
 func (s *Service) Deny(c identity.Caller) error {
 	err := s.standing.Check(c)
 	if err == nil || fault.Of(err).Reason == fleet.ReasonAgentLocked {
@@ -236,12 +237,11 @@ func (s *Service) Deny(c identity.Caller) error {
 		return s.standing.Check(c)
 	}
 	if !s.lookups.Allow() {
-		return err
+		return fault.New(fault.Exhausted, rpc.ReasonTooManyRequests, "many agents come with keys that must be looked up: wait for your turn").After(time.Second)
 	}
-	agents, lookup := s.store.AgentsOf(ctx, []string{c.Name})
-	if lookup != nil {
-		s.deps.Log.WarnContext(ctx, "looking for an agent", "host", c.Name, "error", lookup)
-		return err
+	agents, err := s.store.AgentsOf(ctx, []string{c.Name})
+	if err != nil {
+		return fault.New(fault.Transient, fault.ReasonUnavailable, "the agent's key cannot be looked up now: %w", err)
 	}
 	s.standing.Update(agents)
 	return s.standing.Check(c)

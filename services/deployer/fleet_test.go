@@ -304,6 +304,27 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
+// TestUnsureOfTheKey: an agent gives up a new identity whose key is unknown. So that is said by nobody who could not look.
+func TestUnsureOfTheKey(t *testing.T) {
+	b := newBench(t, servicetest.SQLite(t))
+	stranger := b.domain.Caller(b.domain.Agent("web-7"))
+	if f := fault.Of(b.service.Deny(stranger)); f == nil || f.Reason != "AGENT_UNKNOWN" {
+		t.Fatalf("looked up: %v", f)
+	}
+	b.kill()
+	reasons := map[string]int{}
+	for range 10000 {
+		f := fault.Of(b.service.Deny(stranger))
+		if f == nil || f.Kind != fault.Transient && f.Kind != fault.Exhausted {
+			t.Fatalf("without having looked: %v", f)
+		}
+		reasons[f.Reason]++
+	}
+	if reasons["UNAVAILABLE"] == 0 || reasons["TOO_MANY_REQUESTS"] == 0 {
+		t.Errorf("10,000 times: %v", reasons)
+	}
+}
+
 func TestAdmission(t *testing.T) {
 	b := newBench(t, servicetest.SQLite(t), func(c *deployer.Config) { c.Agents.StreamsBurst, c.Agents.StreamsPerSecond = 1, 0.01 })
 	one, two := b.join("web-1.example.com"), b.join("web-2.example.com")

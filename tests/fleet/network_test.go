@@ -3,6 +3,7 @@ package fleet
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ type network struct {
 	mu     sync.Mutex
 	frozen chan struct{} // closed when it thaws; nil when it flows
 	conns  map[net.Conn]struct{}
+	closed bool
 	wg     sync.WaitGroup
 }
 
@@ -30,14 +32,21 @@ func newNetwork(t *testing.T, trickle bool) *network {
 	n.wg.Go(func() {
 		for {
 			conn, err := lis.Accept()
-			if err != nil {
+			if errors.Is(err, net.ErrClosed) {
 				return
+			}
+			if err != nil { // out of files for a moment: the agents try again, and so does it
+				time.Sleep(100 * time.Millisecond)
+				continue
 			}
 			n.wg.Go(func() { n.serve(conn) })
 		}
 	})
 	t.Cleanup(func() {
 		lis.Close()
+		n.mu.Lock()
+		n.closed = true
+		n.mu.Unlock()
 		n.thaw()
 		n.breakOff()
 		n.wg.Wait()
@@ -63,6 +72,10 @@ func (n *network) serve(from net.Conn) {
 		return
 	}
 	n.mu.Lock()
+	if n.closed {
+		n.mu.Unlock()
+		return
+	}
 	n.conns[from], n.conns[to] = struct{}{}, struct{}{}
 	n.mu.Unlock()
 	var both sync.WaitGroup

@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -142,7 +144,13 @@ func (w *world) each(hosts []*host, do func(*host) error) {
 	var g errgroup.Group
 	g.SetLimit(64)
 	for _, h := range hosts {
-		g.Go(func() error { return do(h) })
+		g.Go(func() error {
+			err := do(h)
+			for begun := time.Now(); errors.Is(err, syscall.EMFILE) && time.Since(begun) < patience; err = do(h) { // agents have them, and give them back
+				time.Sleep(100 * time.Millisecond)
+			}
+			return err
+		})
 	}
 	must(w.t, g.Wait())
 }

@@ -31,7 +31,7 @@ func (l Lost) Adopt(a *Agent, svid *x509.Certificate) (Agent, error) {
 	case a.State == Locked:
 		return Agent{}, locked()
 	case !l.Covers(svid) || !svid.NotAfter.After(a.SVIDExpires):
-		return Agent{}, keyUnknown()
+		return Agent{}, KeyUnknown()
 	}
 	adopted := *a
 	adopted.Key = Key{Hash: string(pki.FingerprintOf(svid.RawSubjectPublicKeyInfo)), DER: svid.RawSubjectPublicKeyInfo}

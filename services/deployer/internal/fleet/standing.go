@@ -70,10 +70,11 @@ func (s *Standing) Check(c identity.Caller) error {
 	case c.Key != "" && c.Key == a.retired && s.now().Before(a.retires):
 		return nil
 	}
-	return keyUnknown()
+	return KeyUnknown()
 }
 
-func keyUnknown() error {
+// KeyUnknown refuses a key.
+func KeyUnknown() error {
 	return fault.New(fault.Denied, ReasonKeyUnknown, "this key is not the agent's, or no longer: another one has taken its place")
 }
 

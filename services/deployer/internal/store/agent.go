@@ -280,12 +280,15 @@ func (s *Store) RenewIdentity(ctx context.Context, host string, k fleet.Key, exp
 	})
 }
 
-// Promote makes a pending key the agent's only one, as it was used.
+// Promote makes a pending key the agent's only one, as it was used. A key that is none of the agent's is refused.
 func (s *Store) Promote(ctx context.Context, host, key string) error {
 	return s.write(ctx, func(ctx context.Context, t *txn) error {
 		a, err := t.lockAgent(ctx, host)
-		if err != nil || a == nil || a.Pending.Hash != key {
+		if err != nil || a == nil || a.Key.Hash == key {
 			return err
+		}
+		if a.Pending.Hash != key { // another was granted since: who went on with this one would soon have none that is known
+			return fleet.KeyUnknown()
 		}
 		old := a.Key.Hash
 		a.Key, a.Pending = a.Pending, fleet.Key{}

@@ -973,7 +973,12 @@ func TestAgents(t *testing.T) {
 
 		// A new key is known beside the old one until it is used.
 		next := fleet.Key{Hash: strings.Repeat("9", 64), DER: []byte("next")}
+		lost := fleet.Key{Hash: strings.Repeat("8", 64), DER: []byte("lost")} // by an agent that had no answer
+		f.must(f.RenewIdentity(ctx, "web-1", lost, f.now().Add(24*time.Hour)))
 		f.must(f.RenewIdentity(ctx, "web-1", next, f.now().Add(24*time.Hour)))
+		if err := f.Promote(ctx, "web-1", lost.Hash); fault.Of(err) == nil || fault.Of(err).Reason != fleet.ReasonKeyUnknown {
+			t.Fatalf("a key that was replaced before its first use: %v", err)
+		}
 		if a, err = f.Agent(ctx, "web-1"); err != nil || !a.Knows(key.Hash) || !a.Knows(next.Hash) || a.Key.Hash != key.Hash {
 			t.Fatalf("renewed: %+v %v", a, err)
 		}
@@ -983,7 +988,7 @@ func TestAgents(t *testing.T) {
 		if a, err = f.Agent(ctx, "web-1"); err != nil || a.Knows(key.Hash) || a.Key.Hash != next.Hash || string(a.Key.DER) != "next" {
 			t.Fatalf("promoted: %+v %v", a, err)
 		}
-		f.happened("agent.renewed", 1)
+		f.happened("agent.renewed", 2)
 		f.happened("agent.key_changed", 1)
 
 		list, err := f.ListAgents(ctx, "", 1)
