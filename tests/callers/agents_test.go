@@ -339,7 +339,7 @@ func otherSessions(ctx context.Context, t *testing.T, s *site, stream *stream) {
 
 // endOfCertificate: an open stream ends with the certificate that it was opened with.
 func endOfCertificate(t *testing.T, s *site) {
-	cert := s.issue(t, "operator/alice", "", "--ttl", "10s")
+	cert := s.issue(t, "operator/alice", "", "--ttl", "20s")
 	ends := ok(x509.ParseCertificate(cert.Certificate[0]))(t).NotAfter
 	conn := s.dial(t, cert)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

@@ -26,7 +26,7 @@ import (
 
 const (
 	trustDomain = "sallyport.example.com"
-	patience    = 60 * time.Second
+	patience    = 2 * time.Minute
 )
 
 // services in the order of their start; any order works.

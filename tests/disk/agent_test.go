@@ -95,7 +95,7 @@ func (s *site) served(ctx context.Context, t *testing.T, deployer deployerv1.Dep
 		if a.GetGeneration() < generation || a.GetState() != deployerv1.AssignmentState_ASSIGNMENT_STATE_SERVED {
 			return fmt.Errorf("%v", a)
 		}
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		chain, err := lab.Served(ctx, s.web.Address, "web.example.com")
 		if err != nil {

@@ -54,7 +54,7 @@ func startBroker(t *testing.T, dir string, always bool) (*server.Server, jetstre
 		JetStreamMaxStore: 64 << 20, JetStreamMaxMemory: 16 << 20,
 	}))(t)
 	broker.Start()
-	if !broker.ReadyForConnections(10 * time.Second) {
+	if !broker.ReadyForConnections(time.Minute) {
 		t.Fatal("the broker is not ready")
 	}
 	conn := ok(nats.Connect("", nats.InProcessServer(broker)))(t)

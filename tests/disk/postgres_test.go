@@ -1,7 +1,6 @@
 package disk
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -48,9 +47,7 @@ func TestPostgresUnsynced(t *testing.T) {
 	w := newWitness(t, s)
 	must(t, s.volume.Sync())
 	r := rand.New(rand.NewPCG(*seed, 3))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1000+r.IntN(1000))*time.Millisecond)
-	defer cancel()
-	w.work(ctx, t, s, 0).Wait()
+	w.works(t, s, time.Duration(1000+r.IntN(1000))*time.Millisecond)
 	w.cut(t, s)
 	if err := s.database.Start(t.Context()); err != nil {
 		t.Logf("noticed: PostgreSQL does not start: %v", err)

@@ -4,6 +4,7 @@ package disk
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -38,9 +39,7 @@ func TestUnsynced(t *testing.T) {
 	w := newWitness(t, s)
 	must(t, s.volume.Sync())
 	r := rand.New(rand.NewPCG(*seed, 1))
-	ctx, cancel := context.WithTimeout(t.Context(), time.Duration(1000+r.IntN(1000))*time.Millisecond)
-	defer cancel()
-	w.work(ctx, t, s, 0).Wait()
+	w.works(t, s, time.Duration(1000+r.IntN(1000))*time.Millisecond)
 	w.cut(t, s)
 	if err := s.plane.Start(t.Context()); err != nil {
 		t.Logf("noticed: it does not start: %v", err)
@@ -53,6 +52,24 @@ func TestUnsynced(t *testing.T) {
 	for _, promise := range w.broken[:min(3, len(w.broken))] {
 		t.Logf("noticed: %s", promise)
 	}
+}
+
+// works lets all work for a while, and until enough was acknowledged for a loss to be noticed.
+func (w *witness) works(t *testing.T, s *site, d time.Duration) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	working := w.work(ctx, t, s, 0)
+	defer working.Wait()
+	defer cancel()
+	pause(ctx, d)
+	s.await(ctx, t, "something to be acknowledged", func() (err error) {
+		w.note(func() {
+			if len(w.hosts) < 10 || len(w.deployments) < 2 {
+				err = fmt.Errorf("%d tokens, %d deployments", len(w.hosts), len(w.deployments))
+			}
+		})
+		return err
+	})
 }
 
 // round works for a while, cuts the power in the middle of it, and starts all again.

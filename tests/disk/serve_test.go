@@ -71,23 +71,24 @@ func TestServeFailures(t *testing.T) {
 	s.stop(t)
 }
 
-// fails starts serve with the failure and works until it ends, or for some seconds. It gives what serve has said.
+// fails starts serve with the failure and works until it ends, or for some seconds and until it has said what it should. It gives
+// what serve has said.
 func (s *site) fails(t *testing.T, w *witness, f failure, round int) string {
 	t.Helper()
 	s.plane.Through = ok(lab.Fault{Calls: f.calls, Do: f.do, Path: filepath.Join(s.plane.Data, f.path)}.Prefix())(t)
 	before := len(s.plane.Output())
-	bound := 3 * time.Second
-	if f.code != 0 {
-		bound = 20 * time.Second
-	}
 	if err := s.plane.Start(t.Context()); err != nil && s.plane.Running() {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), bound)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	working := w.work(ctx, t, s, round)
+	goesOn := time.Now().Add(3 * time.Second)
 	for s.plane.Running() && ctx.Err() == nil {
 		pause(ctx, 20*time.Millisecond)
+		if f.code == 0 && time.Now().After(goesOn) && strings.Contains(s.plane.Output()[before:], f.says) {
+			break
+		}
 	}
 	cancel()
 	working.Wait()

@@ -100,7 +100,7 @@ func shell(t *testing.T, blocks []command) []string {
 	for i, b := range blocks {
 		fmt.Fprintf(&script, "echo; echo '%s%d'\n%s", mark, i, b.text)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
 	defer cancel()
 	goTool, err := exec.LookPath("go")
 	must(t, err)
@@ -192,7 +192,7 @@ func firstHour(t *testing.T) {
 	if !trusted.AppendCertsFromPEM(ca) {
 		t.Fatal("corp-ca.pem holds no certificate")
 	}
-	conn, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: 10 * time.Second}, Config: &tls.Config{RootCAs: trusted, ServerName: "shop.example.com"}}).
+	conn, err := (&tls.Dialer{NetDialer: &net.Dialer{Timeout: time.Minute}, Config: &tls.Config{RootCAs: trusted, ServerName: "shop.example.com"}}).
 		DialContext(t.Context(), "tcp", "127.0.0.1:443")
 	must(t, err)
 	conn.Close()

@@ -112,7 +112,7 @@ func cannotSee(t *testing.T, w *world) {
 	settings := h.site.Settings()
 	delete(settings, "verify")
 	h.deployWith(t, "corp", "nginx", settings, "")
-	r := ok(w.plane.CLI(t.Context(), "watch", "deployment", h.Name, "--timeout", "30s"))(t)
+	r := ok(w.plane.CLI(t.Context(), "watch", "deployment", h.Name, "--timeout", "90s"))(t)
 	if r.Code != 9 {
 		t.Errorf("watch of what cannot be seen: exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
 	}
@@ -174,7 +174,7 @@ func rolloutStops(t *testing.T, w *world) {
 		}
 		return nil
 	})
-	if r := ok(w.plane.CLI(t.Context(), "watch", "deployment", "wave", "--timeout", "5s"))(t); r.Code != 6 {
+	if r := ok(w.plane.CLI(t.Context(), "watch", "deployment", "wave", "--timeout", "1m"))(t); r.Code != 6 {
 		t.Errorf("watch of a failed deployment: exit code %d: %s", r.Code, r.Stderr)
 	}
 	for name, h := range hosts {
@@ -190,7 +190,7 @@ func rolloutStops(t *testing.T, w *world) {
 		}
 		return err
 	})
-	w.do(t, "watch", "deployment", "wave", "--timeout", "10s")
+	w.do(t, "watch", "deployment", "wave", "--timeout", "1m")
 	seen := map[string]bool{}
 	for _, h := range hosts {
 		chain := ok(lab.Served(t.Context(), h.site.Address, "wave.example.com"))(t)
@@ -201,11 +201,11 @@ func rolloutStops(t *testing.T, w *world) {
 	}
 }
 
-// renewalInTime: with nobody doing anything, a certificate that lives for a minute is replaced before it ends, again and again.
+// renewalInTime: with nobody doing anything, a certificate that lives for two minutes is replaced before it ends, again and again.
 func renewalInTime(t *testing.T, w *world) {
-	w.apply(t, profile("brief", "corp", "lifetime: 1m"))
+	w.apply(t, profile("brief", "corp", "lifetime: 2m"))
 	h := w.nginx(t, "brief", "")
-	h.deployWith(t, "brief", "nginx", h.site.Settings(), "renewal: {before_expiry: 50s}")
+	h.deployWith(t, "brief", "nginx", h.site.Settings(), "renewal: {before_expiry: 110s}")
 	leaf := h.healthy(t, 1)
 	for generation := int64(2); generation <= 3; generation++ {
 		next := h.healthy(t, generation)

@@ -23,7 +23,7 @@ func TestInventory(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, "")
 	w.apply(t, "kind: Authority\nname: labs\ninternal: {common_name: Labs CA}\n",
-		profile("long", "corp", "lifetime: 300d"), profile("labs", "labs", "lifetime: 20d"), profile("minute", "corp", "lifetime: 1m"))
+		profile("long", "corp", "lifetime: 300d"), profile("labs", "labs", "lifetime: 20d"), profile("brief", "corp", "lifetime: 90s"))
 	t.Run("hosts", func(t *testing.T) {
 		t.Run("answers", func(t *testing.T) { t.Parallel(); answers(t, w) })
 		t.Run("swapped by hand", func(t *testing.T) { t.Parallel(); swapped(t, w, w.nginx(t, "swapped", "")) })
@@ -120,7 +120,7 @@ func answers(t *testing.T, w *world) {
 func (w *world) finding(t *testing.T, rule inventoryv1.Rule, subject string, open bool) *inventoryv1.Finding {
 	t.Helper()
 	var found *inventoryv1.Finding
-	must(t, lab.Await(t.Context(), 90*time.Second, fmt.Sprintf("the finding %s about %s to be there: %v", rule, subject, open), func() error {
+	must(t, lab.Await(t.Context(), 2*time.Minute, fmt.Sprintf("the finding %s about %s to be there: %v", rule, subject, open), func() error {
 		page, err := w.inventory.ListFindings(t.Context(), &inventoryv1.ListFindingsRequest{PageSize: 1000, Rules: []inventoryv1.Rule{rule}})
 		if err != nil {
 			return err
@@ -184,11 +184,11 @@ func silent(t *testing.T, w *world, h *host) {
 
 // renewalOff: nobody renews, and the inventory, which asks nobody, says so before it is too late.
 func renewalOff(t *testing.T, w *world, h *host) {
-	h.deployWith(t, "minute", "nginx", h.site.Settings(), "renewal: {disabled: true}")
+	h.deployWith(t, "brief", "nginx", h.site.Settings(), "renewal: {disabled: true}")
 	leaf := h.healthy(t, 1)
 	subject := "certificates/" + lab.Fingerprint(leaf)
-	w.finding(t, inventoryv1.Rule_RULE_OVERDUE, subject, true)
-	if left := time.Until(leaf.NotAfter); left < 10*time.Second {
+	overdue := w.finding(t, inventoryv1.Rule_RULE_OVERDUE, subject, true)
+	if left := leaf.NotAfter.Sub(overdue.GetOpened().AsTime()); left < 10*time.Second {
 		t.Errorf("it was found overdue %s before its end", left)
 	}
 	w.finding(t, inventoryv1.Rule_RULE_EXPIRING, subject, true)
@@ -205,12 +205,12 @@ func renewalOff(t *testing.T, w *world, h *host) {
 
 // agentGone: renewal is due, and whoever should do it is away.
 func agentGone(t *testing.T, w *world, h *host) {
-	h.deployWith(t, "minute", "nginx", h.site.Settings(), "renewal: {before_expiry: 35s}")
+	h.deployWith(t, "brief", "nginx", h.site.Settings(), "renewal: {before_expiry: 50s}")
 	leaf := h.healthy(t, 1)
 	must(t, h.Stop())
 	subject := "certificates/" + lab.Fingerprint(leaf)
-	w.finding(t, inventoryv1.Rule_RULE_OVERDUE, subject, true)
-	if left := time.Until(leaf.NotAfter); left < 5*time.Second {
+	overdue := w.finding(t, inventoryv1.Rule_RULE_OVERDUE, subject, true)
+	if left := leaf.NotAfter.Sub(overdue.GetOpened().AsTime()); left < 5*time.Second {
 		t.Errorf("it was found overdue %s before its end", left)
 	}
 	must(t, h.Start())

@@ -17,6 +17,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -112,12 +115,14 @@ func anotherHost(t *testing.T, w *world, a, b *host) {
 		ReportId: "stolen-1", Assignment: target.GetId(), Generation: target.GetGeneration(), Attempt: target.GetAttempt(), Outcome: agentv1.Outcome_OUTCOME_SERVED,
 	})
 	refused(t, "a report for another host", err, codes.NotFound, "ASSIGNMENT_NOT_FOUND")
+	must(t, a.Signal(syscall.SIGSTOP)) // or its next stream takes the place of the thief's
 	stream := ok(as.Subscribe(t.Context(), &agentv1.SubscribeRequest{}))(t)
 	for _, one := range ok(stream.Recv())(t).GetAssignments() {
 		if one.GetId() == target.GetId() {
 			t.Error("the stream tells one agent of another's assignment")
 		}
 	}
+	must(t, a.Signal(syscall.SIGCONT))
 	if _, now, err := b.status(t); err != nil || now.GetState() != target.GetState() {
 		t.Errorf("the other host's assignment has become %s, %v", now.GetState(), err)
 	}
@@ -336,39 +341,40 @@ func bounds(t *testing.T, w *world, a *host) {
 			open = append(open, stream)
 		}
 	}
-	alive := make(chan bool)
+	ended := make(chan struct{}, len(open))
 	for _, s := range open {
 		go func() {
-			_, err := s.Recv()
-			alive <- err == nil || ctx.Err() != nil
+			for err := error(nil); err == nil; {
+				_, err = s.Recv()
+			}
+			ended <- struct{}{}
 		}()
 	}
-	living := 0
-	for range open {
+	for living, late := len(open), time.After(patience); living > 2; {
 		select {
-		case is := <-alive:
-			if is {
-				living++
-			}
-		case <-time.After(time.Second):
-			living++
+		case <-ended:
+			living--
+		case <-late:
+			t.Fatalf("one agent holds %d streams", living)
 		}
-	}
-	if living > 2 {
-		t.Errorf("one agent holds %d streams", living)
 	}
 	cancel()
 
 	// Calls: more than the bound in a second are told to come back later.
-	var limited error
-	for range 2000 {
-		if _, err := as.ReportChallenge(t.Context(), &agentv1.ReportChallengeRequest{Challenge: "none"}); status.Code(err) == codes.ResourceExhausted {
-			limited = err
-			break
-		}
+	var limited atomic.Pointer[fault.Error]
+	var calling sync.WaitGroup
+	for range 50 {
+		calling.Go(func() {
+			for end := time.Now().Add(patience); limited.Load() == nil && time.Now().Before(end); {
+				if _, err := as.ReportChallenge(t.Context(), &agentv1.ReportChallengeRequest{Challenge: "none"}); status.Code(err) == codes.ResourceExhausted {
+					limited.Store(fault.Of(err))
+				}
+			}
+		})
 	}
-	if f := fault.Of(limited); f == nil || f.RetryAfter <= 0 {
-		t.Errorf("2000 calls at once are not bounded: %v", limited)
+	calling.Wait()
+	if f := limited.Load(); f == nil || f.RetryAfter <= 0 {
+		t.Errorf("as many calls as one can make are not bounded: %v", f)
 	}
 	w.await(t, "the agent to be let in again", func() error {
 		_, err := as.ReportObservation(t.Context(), &agentv1.ReportObservationRequest{})
@@ -379,6 +385,7 @@ func bounds(t *testing.T, w *world, a *host) {
 // lockedAgent: its stream ends within seconds, it is refused until it is unlocked, and then goes on by itself.
 func lockedAgent(t *testing.T, w *world, b *host) {
 	as := b.steal(t)
+	must(t, b.Signal(syscall.SIGSTOP)) // or its next stream takes the place of the thief's
 	stream := ok(as.Subscribe(t.Context(), &agentv1.SubscribeRequest{}))(t)
 	ok(stream.Recv())(t)
 	w.do(t, "agent", "lock", b.Name, "--reason", "stolen laptop")
@@ -391,6 +398,7 @@ func lockedAgent(t *testing.T, w *world, b *host) {
 	if took := time.Since(locked); took > soon {
 		t.Errorf("the stream of a locked agent ended after %s", took)
 	}
+	must(t, b.Signal(syscall.SIGCONT))
 	_, err = as.ReportObservation(t.Context(), &agentv1.ReportObservationRequest{})
 	refused(t, "a call of a locked agent", err, codes.PermissionDenied, "AGENT_LOCKED")
 	w.awaitRecord(t, "deployer.agent.locked", b.Name, "")

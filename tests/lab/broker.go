@@ -38,7 +38,7 @@ func (b *Broker) Start() error {
 	}
 	b.server.SetLoggerV2(brokerLog(b.log), false, false, false)
 	b.server.Start()
-	if !b.server.ReadyForConnections(30*time.Second) || !b.server.JetStreamEnabled() {
+	if !b.server.ReadyForConnections(time.Minute) || !b.server.JetStreamEnabled() {
 		said, _ := os.ReadFile(b.log)
 		return fmt.Errorf("the broker takes no connections:\n%s", said)
 	}

@@ -76,7 +76,7 @@ func (b *BrokerProcess) Start(ctx context.Context) error {
 		return err
 	}
 	b.Process = p
-	return Await(ctx, 30*time.Second, b.Name+" to take connections", func() error {
+	return Await(ctx, time.Minute, b.Name+" to take connections", func() error {
 		conn, err := net.Dial("tcp", b.Address)
 		if err != nil {
 			return err

@@ -94,7 +94,7 @@ func (d *Database) Start(ctx context.Context) error {
 	}
 	d.Process = server
 	ready := Command{Path: filepath.Join(filepath.Dir(d.command.Path), "pg_isready"), Args: []string{"-q", "-h", d.dir}}
-	return Await(ctx, 30*time.Second, "PostgreSQL", func() error {
+	return Await(ctx, time.Minute, "PostgreSQL", func() error {
 		r, err := d.lab.Run(ctx, ready)
 		if err == nil && r.Code != 0 {
 			err = errors.New("it does not take connections yet")

@@ -184,7 +184,7 @@ func (p *Process) Running() bool {
 // Signal sends sig.
 func (p *Process) Signal(sig syscall.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop asks the process to end and waits; after 15 s it is killed, which is an error.
+// Stop asks the process to end and waits; after a minute it is killed, which is an error.
 func (p *Process) Stop() error {
 	if !p.Running() {
 		return nil
@@ -193,9 +193,9 @@ func (p *Process) Stop() error {
 	select {
 	case <-p.done:
 		return nil
-	case <-time.After(15 * time.Second):
+	case <-time.After(time.Minute):
 		p.Kill()
-		return fmt.Errorf("%s did not stop within 15 s of SIGTERM", p.Name)
+		return fmt.Errorf("%s did not stop within a minute of SIGTERM", p.Name)
 	}
 }
 

@@ -244,7 +244,7 @@ func (s *Site) Master() (int, error) {
 
 // Served asks the TLS server at address for name and gives the chain it shows, leaf first, whoever issued it.
 func Served(ctx context.Context, address, name string) ([]*x509.Certificate, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	d := tls.Dialer{NetDialer: &net.Dialer{}, Config: &tls.Config{ServerName: name, InsecureSkipVerify: true}} //nolint:gosec // what is served is what is asked
 	conn, err := d.DialContext(ctx, "tcp", address)

@@ -51,7 +51,7 @@ func (v *Volume) Mount() error { return run("mount", "-t", "ext4", "-o", "loop",
 // Unmount waits until nobody has a file open on it any more.
 func (v *Volume) Unmount() error {
 	var err error
-	for range 100 {
+	for range 1200 {
 		if err = unix.Unmount(v.Path, 0); err == nil {
 			return nil
 		}

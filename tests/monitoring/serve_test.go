@@ -1,6 +1,7 @@
 package monitoring
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -159,6 +160,12 @@ func denied(t *testing.T, plane *lab.Plane) {
 // stopped stops the control plane and wants it to say so, on the way, that it does.
 func stopped(t *testing.T, plane *lab.Plane) {
 	t.Helper()
+	// A call that is under way, whose request has yet to come, keeps it from ending before that was seen.
+	conn := ok(plane.Dial("audit"))(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ok(conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, "/"+auditv1.AuditService_ServiceDesc.ServiceName+"/GetCheckpoint"))(t)
+	ok(healthpb.NewHealthClient(conn).Check(ctx, &healthpb.HealthCheckRequest{}))(t) // by the same connection: that call has come, too
 	must(t, plane.Signal(syscall.SIGTERM))
 	told := false
 	for plane.Running() {
@@ -170,6 +177,7 @@ func stopped(t *testing.T, plane *lab.Plane) {
 				t.Errorf("while it stops: %s", body)
 			}
 			told = true
+			cancel()
 		case told:
 			t.Error("ready again while it stops")
 		}

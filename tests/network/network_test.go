@@ -60,7 +60,7 @@ func TestFirewall(t *testing.T) {
 	if n.dropped("out_drop") == 0 {
 		t.Error("the firewall rejected nothing on the way out")
 	}
-	err := n.in("host", func() error { return dial(fmt.Sprintf("%s:%d", controlIP, port), 700*time.Millisecond) })
+	err := n.in("host", func() error { return dial(fmt.Sprintf("%s:%d", controlIP, port), 20*time.Second) })
 	if !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("nobody listens at the one allowed port yet: want a refusal by the control machine, got %v", err)
 	}
@@ -129,7 +129,7 @@ targets:
 	must("applying", err)
 	served := func() (fingerprint string) {
 		t.Helper()
-		_, err := plane.Do(ctx, "watch", "deployment", "shop", "--timeout", "50s")
+		_, err := plane.Do(ctx, "watch", "deployment", "shop", "--timeout", "90s")
 		must("watching the deployment", err)
 		must("asking nginx on the host", n.in("host", func() error {
 			chain, err := lab.Served(ctx, site.Address, "shop.corp.example")

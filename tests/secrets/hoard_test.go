@@ -93,7 +93,7 @@ func (h *hoard) pair(leaf []byte) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, err
 	}
-	for range 100 {
+	for range 1000 {
 		h.mu.Lock()
 		key := h.keys[string(cert.RawSubjectPublicKeyInfo)]
 		h.mu.Unlock()

@@ -68,7 +68,7 @@ func (r *relay) stop() {
 func (r *relay) pass(raw net.Conn) {
 	defer raw.Close()
 	client := tls.Server(raw, r.server)
-	_ = raw.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = raw.SetDeadline(time.Now().Add(time.Minute))
 	if client.Handshake() != nil {
 		return
 	}

@@ -112,7 +112,7 @@ func (s *site) messages(ctx context.Context, each func(part) error) error {
 	}
 	broker.Start()
 	defer func() { broker.Shutdown(); broker.WaitForShutdown() }()
-	if !broker.ReadyForConnections(10 * time.Second) {
+	if !broker.ReadyForConnections(time.Minute) {
 		return errors.New("the copy of the event store cannot be opened")
 	}
 	conn, err := nats.Connect("", nats.InProcessServer(broker))

@@ -121,7 +121,7 @@ func (w *world) daemon(service, dsn string) {
 		w.start(v, crash.LogKeyMade, 1)
 		select {
 		case <-proc.Done():
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			w.t.Fatal("the audit daemon did not die when it had made its key")
 		}
 	}

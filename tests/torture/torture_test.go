@@ -18,8 +18,8 @@ const (
 	perBatch = 80          // kills between two looks at the whole
 	short    = time.Second // for an operator's call, whatever becomes of it
 	reach    = time.Second
-	reachAll = 8 * time.Second  // for a point that was not reached in all that
-	renewal  = 75 * time.Second // until an agent has renewed its own identity
+	reachAll = 30 * time.Second  // for a point that was not reached in all that
+	renewal  = 150 * time.Second // until an agent has renewed its own identity
 )
 
 // TestTorture runs serve on SQLite, serve on PostgreSQL, and the four daemons. Together they die at every point there is.
@@ -170,12 +170,12 @@ func (w *world) rest(victims []*victim, last *victim) {
 func patienceFor(p crash.Point) time.Duration {
 	switch p {
 	case crash.EventsPassed, crash.EventsMarked:
-		return 20 * time.Second
+		return time.Minute
 	case crash.CRLSigned, crash.CRLStored:
-		return 50 * time.Second
+		return 2 * time.Minute
 	}
 	if strings.HasPrefix(string(p), "issuer-") { // most are steps of an order, which waits for a host and for its CA
-		return 25 * time.Second
+		return time.Minute
 	}
 	return reachAll
 }
@@ -208,7 +208,7 @@ func (w *world) round(v *victim, p crash.Point, n int, patience time.Duration) {
 	if p == crash.SetInMemory {
 		w.truthful(v.name)
 	}
-	up, stop := context.WithTimeout(w.t.Context(), time.Minute)
+	up, stop := context.WithTimeout(w.t.Context(), 2*time.Minute)
 	defer stop()
 	if v.answers != nil && !w.up(up, v) {
 		w.t.Fatalf("%s does not come up again", v.name)

@@ -123,8 +123,8 @@ func (w *world) newAgent(ctx context.Context) {
 func (w *world) whole() {
 	w.t.Helper()
 	begun := time.Now()
-	must(w.t, lab.Await(w.t.Context(), 90*time.Second, "all to be served", func() error {
-		ctx, cancel := context.WithTimeout(w.t.Context(), 5*time.Second)
+	must(w.t, lab.Await(w.t.Context(), 3*time.Minute, "all to be served", func() error {
+		ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
 		defer cancel()
 		_ = os.Remove(w.hosts[2].veto)
 		for _, h := range w.hosts {

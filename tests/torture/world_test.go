@@ -186,7 +186,7 @@ func (w *world) serve(config string) {
 		must(w.t, w.plane.Launch(w.tally.env(p, 1)...))
 		select {
 		case <-w.plane.Done():
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			w.plane.Kill()
 		}
 		w.count()

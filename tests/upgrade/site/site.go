@@ -29,7 +29,7 @@ const (
 
 	nginxAt  = "127.0.0.1:11843"
 	dns      = "shop.example.com"
-	patience = 60 * time.Second
+	patience = 2 * time.Minute
 
 	// config lets agents come back however long ago the site was kept.
 	config = "deployer: {agents: {return_within: 36500d}}\n"
