@@ -285,7 +285,7 @@ func (s *site) cut(t *testing.T) {
 	old := s.plane(t)
 	must(t, old.Start(t.Context()))
 	r := ok(old.CLI(t.Context(), "doctor", "--keep", kept, "--grace", "0s"))(t)
-	if r.Code != unsound || !strings.Contains(r.Stdout, "log-continues") {
+	if r.Code != unsound || !strings.Contains(r.Stdout, "log-continues") || !strings.Contains(r.Stdout, "restored from a backup") {
 		t.Errorf("exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
 	}
 }

@@ -125,8 +125,8 @@ a restore loses, and for PostgreSQL.
 				return err
 			}
 			return a.summarize(format, summary{File: o.Out, Manifest: m}, fmt.Sprintf(
-				"Backed up into %s: databases %s; %d audit records.%s%s Next: sallyport backup verify %s",
-				o.Out, or(strings.Join(m.Databases, ", "), "none"), m.Log.Size, kekNote(m), sealNote(recipients), o.Out))
+				"Backed up into %s: databases %s; %d audit records.%s%s%s Next: sallyport backup verify %s",
+				o.Out, or(strings.Join(m.Databases, ", "), "none"), m.Log.Size, kekNote(m), issuerKeyNote(places), sealNote(recipients), o.Out))
 		},
 	}
 	at.flags(cmd)
@@ -156,6 +156,13 @@ func kekNote(m *backup.Manifest) string {
 		return ""
 	}
 	return " The key-encryption key lies outside of the data directory and is NOT in it: back it up apart."
+}
+
+func issuerKeyNote(p datadir.Places) string {
+	if p.IssuerKey == "" {
+		return ""
+	}
+	return fmt.Sprintf(" The issuer has a key file of its own, %s, which is NOT in it: back it up apart.", p.IssuerKey)
 }
 
 func sealNote(recipients []string) string {

@@ -63,7 +63,7 @@ var remedies = map[string]string{
 	// The log itself.
 	"log-signature": "do not restart anything; take a copy of the log and find out who wrote to it",
 	"log-key":       "if the log was replaced on purpose, delete the kept checkpoint; else find out who replaced it",
-	"log-continues": "the log was cut or rewritten: keep the older checkpoint as evidence, take a copy of the log, find out who wrote to it",
+	"log-continues": "was it restored from a backup, then keep the file of --keep as evidence and move it away; else the log was cut or rewritten: keep the older checkpoint, take a copy of the log, find out who wrote to it",
 	"log-verified":  "take a copy of the log and verify it offline (sallyport audit verify); restore its directory from a backup",
 }
 

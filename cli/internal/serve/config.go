@@ -184,6 +184,9 @@ func (c Config) Places() (datadir.Places, error) {
 		}
 		*into = abs
 	}
+	if own, err := filepath.Abs(c.Issuer.KeyEncryptionKey); err != nil || own != p.KEK {
+		p.IssuerKey = own
+	}
 	for service, file := range p.Databases {
 		abs, err := filepath.Abs(file)
 		if err != nil {
