@@ -169,7 +169,7 @@ var heard = []string{event.FactsOf("issuer"), event.FactsOf("inventory")}
 
 func (s *Service) buildEvents(js jetstream.JetStream) error {
 	var err error
-	s.relay, err = event.NewRelay(event.RelayConfig{DB: s.store.DB(), JS: js, Service: Name, Log: s.deps.Log})
+	s.relay, err = event.NewRelay(event.RelayConfig{DB: s.store.DB(), JS: js, Service: Name, Restored: s.store.Lost().Until, Log: s.deps.Log})
 	if err != nil {
 		return err
 	}

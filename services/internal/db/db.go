@@ -17,6 +17,7 @@ import (
 	"os"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -88,6 +89,7 @@ type DB struct {
 	writer   *writer  // SQLite only
 	lock     *os.File // SQLite only
 	closed   atomic.Bool
+	open     gate
 	topics   topics
 	meters   *meters
 	distrust distrust
@@ -119,7 +121,7 @@ func Open(ctx context.Context, c Config, migrations fs.FS, schema string) (*DB, 
 	return d, nil
 }
 
-// Close waits for the writes that have begun, refuses those that have not, and releases the data file.
+// Close waits for the transactions that have begun, refuses those that have not, and releases the data file.
 func (d *DB) Close() error {
 	if d.closed.Swap(true) {
 		return nil
@@ -127,6 +129,7 @@ func (d *DB) Close() error {
 	if d.writer != nil {
 		d.writer.close()
 	}
+	d.open.close()
 	var first error
 	keep := func(err error) {
 		if first == nil && err != nil {
@@ -204,11 +207,41 @@ func (d *DB) Exclusive() bool { return d.writer != nil }
 // writer of SQLite, or for a connection when all are taken.
 type inside struct{}
 
-func begin(ctx context.Context) (context.Context, error) {
+// begin is followed by d.open.leave.
+func (d *DB) begin(ctx context.Context) (context.Context, error) {
 	if ctx.Value(inside{}) != nil {
 		return nil, fault.New(fault.Internal, "INTERNAL", "a transaction was begun inside another: pass the first one on instead")
 	}
+	if !d.open.enter() {
+		return nil, d.classify(ctx, errClosed)
+	}
 	return context.WithValue(ctx, inside{}, true), nil
+}
+
+// gate lets transactions in until it is closed.
+type gate struct {
+	mu     sync.Mutex
+	closed bool
+	inside sync.WaitGroup
+}
+
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.inside.Add(1)
+	}
+	return !g.closed
+}
+
+func (g *gate) leave() { g.inside.Done() }
+
+// close waits for those that are in.
+func (g *gate) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.inside.Wait()
 }
 
 // Write runs fn in a transaction and commits it when fn returns nil. fn does SQL and nothing that waits.
@@ -226,10 +259,11 @@ func begin(ctx context.Context) (context.Context, error) {
 // whose sync failed may be there after a restart.
 func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) (err error) {
 	defer func(begun time.Time) { d.meters.ended(kindWrite, begun, err) }(time.Now())
-	ctx, err = begin(ctx)
+	ctx, err = d.begin(ctx)
 	if err != nil {
 		return err
 	}
+	defer d.open.leave()
 	var topics []string
 	if d.writer != nil {
 		topics, err = d.writer.do(ctx, fn)
@@ -237,7 +271,7 @@ func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) (err
 		topics, err = d.writePostgres(ctx, fn)
 	}
 	if err != nil {
-		return d.classify(err)
+		return d.classify(ctx, err)
 	}
 	d.topics.wake(topics)
 	return nil
@@ -246,20 +280,21 @@ func (d *DB) Write(ctx context.Context, fn func(context.Context, Tx) error) (err
 // Read runs fn in a read-only transaction that sees one state of the database throughout.
 func (d *DB) Read(ctx context.Context, fn func(context.Context, Tx) error) (err error) {
 	defer func(begun time.Time) { d.meters.ended(kindRead, begun, err) }(time.Now())
-	ctx, err = begin(ctx)
+	ctx, err = d.begin(ctx)
 	if err != nil {
 		return err
 	}
+	defer d.open.leave()
 	opts := &sql.TxOptions{ReadOnly: true}
 	if d.writer == nil {
 		opts.Isolation = sql.LevelRepeatableRead
 	}
 	tx, err := d.reads.BeginTx(ctx, opts)
 	if err != nil {
-		return d.classify(err)
+		return d.classify(ctx, err)
 	}
 	defer tx.Rollback()
-	return d.classify(fn(ctx, &plainTx{tx: tx}))
+	return d.classify(ctx, fn(ctx, &plainTx{tx: tx}))
 }
 
 // Listen returns a channel that receives after each committed transaction, or several together, that called Notify(topic).

@@ -446,3 +446,58 @@ func TestCloseDuringWrites(t *testing.T) {
 		}
 	})
 }
+
+// TestCloseWaits for what has begun, and lets nothing begin meanwhile.
+func TestCloseWaits(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		d := open(t, c)
+		inside, leave := make(chan struct{}), make(chan struct{})
+		late := func(fn func(context.Context, db.Tx) error) func(context.Context, db.Tx) error {
+			return func(ctx context.Context, tx db.Tx) error {
+				inside <- struct{}{}
+				<-leave
+				return fn(ctx, tx)
+			}
+		}
+		rows := -1
+		var written, read error
+		var wg sync.WaitGroup
+		wg.Go(func() { written = d.Write(context.Background(), late(insert("a"))) })
+		<-inside
+		wg.Go(func() {
+			read = d.Read(context.Background(), late(func(ctx context.Context, tx db.Tx) error {
+				return tx.QueryRow(ctx, `SELECT count(*) FROM thing`).Scan(&rows)
+			}))
+		})
+		<-inside
+		closed := make(chan struct{})
+		go func() {
+			defer close(closed)
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		for { // until it has begun
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			err := d.Read(ctx, func(context.Context, db.Tx) error { return nil })
+			cancel()
+			if fault.KindOf(err) == fault.Transient {
+				break
+			}
+		}
+		select {
+		case <-closed:
+			t.Error("closed while transactions were open")
+		case <-time.After(50 * time.Millisecond):
+		}
+		close(leave)
+		wg.Wait()
+		if written != nil || read != nil || rows < 0 {
+			t.Errorf("what had begun: %v; %v, %d rows", written, read, rows)
+		}
+		<-closed
+		if n := count(t, open(t, c), `TRUE`); n != 1 {
+			t.Errorf("%d rows", n)
+		}
+	})
+}

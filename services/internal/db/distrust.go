@@ -56,6 +56,6 @@ func (d *DB) Watch(ctx context.Context) error {
 	case <-ctx.Done():
 		return nil
 	case <-begun:
-		return d.classify(d.distrust.reason())
+		return d.classify(ctx, d.distrust.reason())
 	}
 }

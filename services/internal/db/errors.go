@@ -24,8 +24,9 @@ func Unique(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "23505"
 }
 
-// classify turns an error of the storage itself into a fault; others pass unchanged.
-func (d *DB) classify(err error) error {
+// classify turns an error of the storage itself into a fault; others pass unchanged, as does that ctx has ended. A deadline that is not
+// the caller's is the server's, which did not answer within what the connection string allows.
+func (d *DB) classify(ctx context.Context, err error) error {
 	var known *fault.Error
 	if err == nil || errors.As(err, &known) {
 		return err
@@ -34,7 +35,7 @@ func (d *DB) classify(err error) error {
 	if errors.As(err, &lite) {
 		return d.classifySQLite(err, lite.Code())
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
 		return err
 	}
 	var pg *pgconn.PgError

@@ -60,20 +60,21 @@ func (m *meters) ended(kind string, begun time.Time, err error) {
 
 // Check finds out whether the database answers and takes writes. It changes nothing and costs no fsync.
 func (d *DB) Check(ctx context.Context) error {
-	ctx, err := begin(ctx)
+	ctx, err := d.begin(ctx)
 	if err != nil {
 		return err
 	}
+	defer d.open.leave()
 	if d.writer != nil {
 		if err := d.writer.probe(ctx); err != nil {
-			return d.classify(fmt.Errorf("beginning a write: %w", err))
+			return d.classify(ctx, fmt.Errorf("beginning a write: %w", err))
 		}
 		var one int
-		return d.classify(d.reads.QueryRowContext(ctx, `SELECT count(*) FROM `+metaTable).Scan(&one))
+		return d.classify(ctx, d.reads.QueryRowContext(ctx, `SELECT count(*) FROM `+metaTable).Scan(&one))
 	}
 	var standby string
 	if err := d.reads.QueryRowContext(ctx, `SHOW transaction_read_only`).Scan(&standby); err != nil {
-		return d.classify(err)
+		return d.classify(ctx, err)
 	}
 	if standby != "off" {
 		return unavailable("%s is read-only: it is a standby, or was made so", d.name)

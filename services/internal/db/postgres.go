@@ -36,7 +36,7 @@ func openPostgres(ctx context.Context, d *DB, dsn string, migrations fs.FS, serv
 	d.writes.SetMaxOpenConns(postgresConns)
 	d.writes.SetMaxIdleConns(postgresConns)
 	d.writes.SetConnMaxIdleTime(5 * time.Minute)
-	return d.classify(setUpPostgres(ctx, d.writes, migrations, d.name, service))
+	return d.classify(ctx, setUpPostgres(ctx, d.writes, migrations, d.name, service))
 }
 
 // awaitDisk keeps the promise of Write where the server, the database or the user is set to have commits answered before they are on disk.

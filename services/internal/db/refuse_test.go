@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -275,12 +276,22 @@ func TestPostgresSchemas(t *testing.T) {
 
 func TestPostgresUnreachable(t *testing.T) {
 	c := servicetest.Postgres(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	_, port, err := net.SplitHostPort(silent.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, want := range map[string]struct {
 		dsn   string
 		kind  fault.Kind
 		words []string
 	}{
 		"no server":   {"host=" + t.TempDir() + " user=postgres dbname=x", fault.Transient, []string{"cannot be reached"}},
+		"no answer":   {"host=127.0.0.1 port=" + port + " user=postgres dbname=x sslmode=disable connect_timeout=1", fault.Transient, []string{"cannot be reached"}},
 		"no database": {strings.Replace(c.DSN, "dbname=", "dbname=no_", 1), fault.Precondition, []string{"does not exist", "create the database"}},
 		"no user":     {strings.Replace(c.DSN, "user=postgres", "user=nobody_here", 1), fault.Precondition, []string{"does not let the user in"}},
 		"no dsn":      {"postgres://%zz", fault.Precondition, []string{"not a PostgreSQL connection string"}},

@@ -43,16 +43,16 @@ func openSQLite(ctx context.Context, d *DB, path string, migrations fs.FS, servi
 	}
 	d.writes.SetMaxOpenConns(1)
 	if err := claimSQLite(ctx, d.writes, d.name, service); err != nil {
-		return d.classify(err)
+		return d.classify(ctx, err)
 	}
 	// A process before this one may have ended because a sync failed, so nothing is taken for synced that is still in the log
 	// of changes: it is all written into the data file anew.
 	var busy, log, moved int
 	if err := d.writes.QueryRowContext(ctx, `PRAGMA wal_checkpoint(TRUNCATE)`).Scan(&busy, &log, &moved); err != nil {
-		return d.classify(fmt.Errorf("opening %s: %w", d.name, err))
+		return d.classify(ctx, fmt.Errorf("opening %s: %w", d.name, err))
 	}
 	if err := migrate(ctx, d.writes, goose.DialectSQLite3, migrations, d.name); err != nil {
-		return d.classify(err)
+		return d.classify(ctx, err)
 	}
 	pragmas = url.Values{"_pragma": {"busy_timeout(10000)", "query_only(1)", "temp_store(memory)"}, "_dqs": {"0"}}
 	if d.reads, err = sql.Open("sqlite", dsn(abs, pragmas)); err != nil {

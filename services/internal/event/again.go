@@ -15,6 +15,8 @@ const (
 	examineEach = time.Minute
 	// skew is how far the clocks of broker and service may be apart.
 	skew = 10 * time.Second
+	// lead is how long before the broker has an event it may be said to have been published.
+	lead = 3 * ackTimeout
 )
 
 // upkeep looks after the outbox beside publishing: it notices what the other side has lost, and forgets what is old.
@@ -22,6 +24,7 @@ type upkeep struct {
 	*Relay
 	examined time.Time       // when the stream was last looked at
 	pruned   time.Time       // when to prune next
+	compared bool            // the stream with the outbox
 	answered map[string]bool // gaps that consumers told of
 }
 
@@ -68,31 +71,43 @@ func (k *upkeep) examine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := k.stream(ctx, stream.CachedInfo().Created); err != nil {
+	info := stream.CachedInfo()
+	begun := latest(info.Created, setBack(info.Config))
+	if !k.compared {
+		if begun, err = k.compare(ctx, stream, begun); err != nil {
+			return err
+		}
+		k.compared = true
+	}
+	k.salt = ""
+	if begun.After(info.Created) {
+		k.salt = "@" + strconv.FormatInt(begun.UnixMicro(), 10)
+	}
+	if err := k.stream(ctx, begun); err != nil {
 		return err
 	}
 	return k.gaps(ctx, told)
 }
 
-// stream notices a stream that was made anew: the broker has lost its data, or this store was restored from a backup. What
-// was published before that is in no stream, and not every consumer may have had it.
-func (k *upkeep) stream(ctx context.Context, created time.Time) error {
+// stream notices a stream that was made anew, or is to be taken for a new one: the broker has lost its data, or a store was restored
+// from a backup. What was published before that is in no stream, or its consumers are said to have had what they have lost.
+func (k *upkeep) stream(ctx context.Context, begun time.Time) error {
 	known, err := mark(ctx, k.c.DB, "stream")
-	if err != nil || known.Equal(created.Truncate(time.Microsecond)) {
+	if err != nil || known.Equal(begun.Truncate(time.Microsecond)) {
 		return err
 	}
-	if err := renew(ctx, k.c.DB, created, k.c.Now()); err != nil {
+	if err := renew(ctx, k.c.DB, begun, k.c.Now()); err != nil {
 		return err
 	}
-	n, err := again(ctx, k.c.DB, time.Time{}, created.Add(skew))
+	n, err := again(ctx, k.c.DB, time.Time{}, begun.Add(skew))
 	if err != nil {
 		return err
 	}
 	if n > 0 {
 		k.c.Log.WarnContext(ctx, "the event stream is a new one: what is kept of the events is published again, and who has them drops them",
-			"service", k.c.Service, "events", n, "stream_made", created)
+			"service", k.c.Service, "events", n, "stream_begun", begun)
 	}
-	return setMark(ctx, k.c.DB, "stream", created) // last: cut off before this, all of it is done again
+	return setMark(ctx, k.c.DB, "stream", begun) // last: cut off before this, all of it is done again
 }
 
 // metaGap is the metadata by which a consumer tells all services what it has missed.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -16,7 +15,6 @@ import (
 
 const (
 	attendEach = 5 * time.Minute
-	attendSoon = time.Second // while there is nothing to note yet
 	// gapStands is how long a gap is told of: all services look every minute while they run.
 	gapStands = 7 * 24 * time.Hour
 )
@@ -29,8 +27,6 @@ type Attendance struct {
 	Durable string
 	Log     *slog.Logger
 	Now     func() time.Time
-
-	heard atomic.Int64 // microseconds
 }
 
 func (a *Attendance) name() string { return "consumer/" + a.Durable }
@@ -43,11 +39,12 @@ func (a *Attendance) Begin(ctx context.Context, c jetstream.ConsumerConfig) (jet
 	if err != nil {
 		return nil, err
 	}
-	told, err := a.told(ctx, stream)
+	// In this order: a replica that tells of a gap notes it when it has told.
+	missed, err := a.missed(ctx, stream.CachedInfo().Config.MaxAge)
 	if err != nil {
 		return nil, err
 	}
-	missed, err := a.missed(ctx, stream.CachedInfo().Config.MaxAge)
+	told, err := a.told(ctx, stream)
 	if err != nil {
 		return nil, err
 	}
@@ -88,26 +85,27 @@ func (a *Attendance) told(ctx context.Context, stream jetstream.Stream) (string,
 // missed is the gap since the last time, nil if there is none.
 func (a *Attendance) missed(ctx context.Context, maxAge time.Duration) (*gap, error) {
 	heard, err := mark(ctx, a.DB, a.name())
-	if err != nil {
+	if err != nil || !a.forgotten(heard, maxAge) {
 		return nil, err
 	}
-	until := a.Now().Add(-maxAge)
-	if heard.IsZero() || maxAge == 0 || !heard.Before(until) {
-		return nil, nil
-	}
-	return &gap{heard.Add(-skew), until.Add(skew)}, nil
+	return &gap{heard.Add(-skew - lead), a.Now().Add(skew - maxAge)}, nil
+}
+
+// forgotten says whether a stream may have forgotten messages of that time.
+func (a *Attendance) forgotten(t time.Time, maxAge time.Duration) bool {
+	return !t.IsZero() && maxAge > 0 && t.Before(a.Now().Add(skew-maxAge))
 }
 
 // tell records a gap, and that it has been told of, in one.
 func (a *Attendance) tell(ctx context.Context, g gap) error {
 	service, _, _ := strings.Cut(a.Durable, "-")
-	a.Log.ErrorContext(ctx, "events may have gone by unheard: this consumer was away for longer than the stream keeps them; all services are asked to publish them again",
+	a.Log.ErrorContext(ctx, "events may have gone by unheard: this consumer did not handle them for longer than the stream keeps them; all services are asked to publish them again",
 		"consumer", a.Durable, "published_from", g.from, "published_until", g.until)
 	now := a.Now()
 	return a.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		err := Emit(ctx, tx, &eventv1.Event{
 			Type: service + ".events.missed", Subject: "consumers/" + a.Durable, Result: eventv1.Result_RESULT_FAILED,
-			Reason: "the consumer was away for longer than the stream keeps events; they are published again as far as outboxes hold them",
+			Reason: "the consumer did not handle them for longer than the stream keeps events; they are published again as far as outboxes hold them",
 			Facts:  map[string]string{"published_from": g.from.UTC().Format(time.RFC3339), "published_until": g.until.UTC().Format(time.RFC3339)},
 		})
 		if err != nil {
@@ -118,19 +116,18 @@ func (a *Attendance) tell(ctx context.Context, g gap) error {
 	})
 }
 
-// Heard says that everything up to a message of that time was handled.
-func (a *Attendance) Heard(t time.Time) { a.heard.Store(t.UnixMicro()) }
+// errForgotten ends a subscription, so that the next Begin tells of the gap.
+var errForgotten = errors.New("the stream has forgotten an event before it was handled")
 
-// Run writes down now and then until when everything was heard, until ctx ends.
+// Run writes down now and then until when everything was heard, until ctx ends or the stream has forgotten what was not.
 func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error {
 	for {
-		noted, err := a.note(ctx, consumer)
-		if err != nil && ctx.Err() == nil {
+		pause, err := a.note(ctx, consumer)
+		switch {
+		case errors.Is(err, errForgotten):
+			return err
+		case err != nil && ctx.Err() == nil:
 			a.Log.WarnContext(ctx, "noting until when events were heard", "consumer", a.Durable, "error", err)
-		}
-		pause := attendEach
-		if !noted && err == nil {
-			pause = attendSoon
 		}
 		select {
 		case <-ctx.Done():
@@ -140,20 +137,59 @@ func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error
 	}
 }
 
-// note says false when nothing is known to be heard: a new consumer at its first events.
-func (a *Attendance) note(ctx context.Context, consumer jetstream.Consumer) (bool, error) {
+// note says when to come again.
+func (a *Attendance) note(ctx context.Context, consumer jetstream.Consumer) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
+	now := a.Now()
 	info, err := consumer.Info(ctx)
 	if err != nil {
-		return false, err
+		return attendEach, err
 	}
-	last := time.UnixMicro(a.heard.Load())
-	if info.NumPending == 0 && info.NumAckPending == 0 {
-		last = a.Now()
+	stream, err := a.JS.Stream(ctx, StreamName)
+	if err != nil {
+		return attendEach, err
 	}
-	if last.UnixMicro() == 0 {
-		return false, nil
+	maxAge := stream.CachedInfo().Config.MaxAge
+	pause := attendEach
+	if maxAge > 0 {
+		pause = min(attendEach, maxAge/10)
 	}
-	return true, setMark(ctx, a.DB, a.name(), last)
+	heard := now
+	if info.NumPending > 0 || info.NumAckPending > 0 {
+		if heard, err = oldest(ctx, stream, info, now); err != nil {
+			return attendEach, err
+		}
+	}
+	before, err := mark(ctx, a.DB, a.name())
+	if err != nil {
+		return attendEach, err
+	}
+	if heard.After(before) && a.forgotten(before, maxAge) {
+		return 0, errForgotten
+	}
+	return pause, setMark(ctx, a.DB, a.name(), heard)
+}
+
+// oldest is when the first message was stored that may not have been handled, or now where the stream has none of them any more: what
+// was before it and is there yet was acknowledged.
+func oldest(ctx context.Context, stream jetstream.Stream, info *jetstream.ConsumerInfo, now time.Time) (time.Time, error) {
+	at := now
+	subjects := info.Config.FilterSubjects
+	if info.Config.FilterSubject != "" {
+		subjects = append(subjects, info.Config.FilterSubject)
+	}
+	for _, subject := range subjects {
+		m, err := stream.GetMsg(ctx, info.AckFloor.Stream+1, jetstream.WithGetMsgSubject(subject))
+		if errors.Is(err, jetstream.ErrMsgNotFound) {
+			continue
+		}
+		if err != nil {
+			return at, err
+		}
+		if stored := m.Time.Truncate(time.Microsecond); stored.Before(at) { // as it is noted
+			at = stored
+		}
+	}
+	return at, nil
 }

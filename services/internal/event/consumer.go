@@ -149,7 +149,10 @@ func (c *Consumer) consume(ctx context.Context) error {
 	work, cancel := Finishing(ctx, c.c.JS.Conn(), messages)
 	defer cancel()
 	g, reading := errgroup.WithContext(work)
-	g.Go(func() error { return c.attendance.Run(reading, cons) })
+	g.Go(func() error {
+		defer messages.Drain()
+		return c.attendance.Run(reading, cons)
+	})
 	g.Go(func() error {
 		var crowd time.Time // when messages of many events were last handled
 		for {
@@ -228,7 +231,6 @@ func (c *Consumer) handleAll(ctx context.Context, all []jetstream.Msg) bool {
 // handled acknowledges a message. An acknowledgement that gets lost brings it again, and the inbox drops its events.
 func (c *Consumer) handled(ctx context.Context, m jetstream.Msg, meta *jetstream.MsgMetadata) error {
 	crash.At(crash.EventHandled)
-	c.attendance.Heard(meta.Timestamp)
 	err := doubleAck(ctx, m)
 	crash.At(crash.EventAcked)
 	return err

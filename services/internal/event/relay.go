@@ -46,6 +46,8 @@ type RelayConfig struct {
 	JS      jetstream.JetStream
 	Service string // whose outbox it is: the third part of the subject
 	Log     *slog.Logger
+	// Restored is when the store was last restored from a backup, as far as that is known. A stream that is older begins anew.
+	Restored time.Time
 	// Now is the clock by which events grow old, as at the broker; nil is time.Now.
 	Now func() time.Time
 }
@@ -54,6 +56,8 @@ type RelayConfig struct {
 type Relay struct {
 	c         RelayConfig
 	published *prometheus.CounterVec
+	// salt tells messages from the same ones that the stream has had before it was set back.
+	salt string
 }
 
 // NewRelay validates c.
@@ -143,6 +147,7 @@ func (r *Relay) pass(ctx context.Context) (int, error) {
 		}
 		all = append(all, waiting...)
 	}
+	at := r.c.Now() // before, so that it is not after the making of a stream that does not have it
 	stored := make([]bool, len(all))
 	var g errgroup.Group
 	g.SetLimit(maxInFlight)
@@ -159,7 +164,7 @@ func (r *Relay) pass(ctx context.Context) (int, error) {
 	if failure != nil {
 		failure = fmt.Errorf("publishing: %w", failure)
 	}
-	n, err := r.mark(ctx, all, stored)
+	n, err := r.mark(ctx, all, stored, at)
 	if err != nil {
 		err = fmt.Errorf("marking events as published: %w", err)
 	} else {
@@ -222,7 +227,7 @@ func (r *Relay) publish(ctx context.Context, b batch) error {
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
 	msg := &nats.Msg{Subject: "sallyport.v1." + r.c.Service + "." + b.kind, Data: b.data}
-	_, err := r.c.JS.PublishMsg(ctx, msg, jetstream.WithMsgID(b.msgID()), jetstream.WithExpectStream(StreamName))
+	_, err := r.c.JS.PublishMsg(ctx, msg, jetstream.WithMsgID(b.msgID()+r.salt), jetstream.WithExpectStream(StreamName))
 	return err
 }
 
@@ -238,8 +243,9 @@ func (b batch) msgID() string {
 	return b.ids[0] + "+" + hex.EncodeToString(h.Sum(nil)[:16])
 }
 
-// mark notes what JetStream has stored. Observations are over with that: the next one of the same host says more.
-func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, error) {
+// mark notes what JetStream has stored, and that it was published at that time or later. Observations are over with that: the next
+// one of the same host says more. Who has lost the lease may not: another has perhaps found meanwhile that the stream is a new one.
+func (r *Relay) mark(ctx context.Context, all []batch, stored []bool, at time.Time) (int, error) {
 	if !slices.Contains(stored, true) {
 		return 0, nil
 	}
@@ -247,6 +253,9 @@ func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, erro
 	n := 0
 	err := r.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		n = 0
+		if err := lease.Guard(ctx, tx); err != nil {
+			return err
+		}
 		for i, b := range all {
 			if !stored[i] {
 				continue
@@ -255,7 +264,7 @@ func (r *Relay) mark(ctx context.Context, all []batch, stored []bool) (int, erro
 				args := []any{}
 				query := `DELETE FROM outbox WHERE id IN `
 				if b.kind == Facts {
-					args, query = []any{db.FromTime(r.c.Now())}, `UPDATE outbox SET published_at = $1 WHERE id IN `
+					args, query = []any{db.FromTime(at)}, `UPDATE outbox SET published_at = $1 WHERE id IN `
 				}
 				query += db.In(&args, ids)
 				if _, err := tx.Exec(ctx, query, args...); err != nil {

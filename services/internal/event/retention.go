@@ -2,6 +2,8 @@ package event
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -116,27 +118,27 @@ func found(ctx context.Context, tx db.Tx, query string, args ...any) ([]string, 
 
 // mark reads when something of that name was last noted; zero if never.
 func mark(ctx context.Context, d *db.DB, name string) (at time.Time, err error) {
-	err = d.Read(ctx, func(ctx context.Context, tx db.Tx) error {
-		rows, err := tx.Query(ctx, `SELECT at FROM event_mark WHERE name = $1`, name)
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			var micros int64
-			if err := rows.Scan(&micros); err != nil {
-				return err
-			}
-			at = db.Time(micros)
-		}
-		return rows.Err()
+	err = d.Read(ctx, func(ctx context.Context, tx db.Tx) (err error) {
+		at, err = markIn(ctx, tx, name)
+		return err
 	})
 	return at, err
 }
 
+func markIn(ctx context.Context, tx db.Tx, name string) (time.Time, error) {
+	var micros int64
+	err := tx.QueryRow(ctx, `SELECT at FROM event_mark WHERE name = $1`, name).Scan(&micros)
+	if errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, nil
+	}
+	return db.Time(micros), err
+}
+
 func setMark(ctx context.Context, d *db.DB, name string, at time.Time) error {
-	return d.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		_, err := tx.Exec(ctx, `INSERT INTO event_mark (name, at) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET at = excluded.at`, name, db.FromTime(at))
-		return err
-	})
+	return d.Write(ctx, func(ctx context.Context, tx db.Tx) error { return setMarkIn(ctx, tx, name, at) })
+}
+
+func setMarkIn(ctx context.Context, tx db.Tx, name string, at time.Time) error {
+	_, err := tx.Exec(ctx, `INSERT INTO event_mark (name, at) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET at = excluded.at`, name, db.FromTime(at))
+	return err
 }

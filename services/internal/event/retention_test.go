@@ -311,6 +311,75 @@ func TestConsumerThatWasAwayForTooLong(t *testing.T) {
 	})
 }
 
+// stuckAmong has the consumer fail at one event, as long as that is told to, and handle another that came later.
+func (w *world) stuckAmong(clock *wheel) (failing *atomic.Bool, stop func()) {
+	w.t.Helper()
+	w.emit("stuck")
+	w.published(w.t)
+	w.emit("later")
+	w.published(w.t)
+	failing = new(atomic.Bool)
+	failing.Store(true)
+	stop = w.consumeAt(clock, func(c *event.ConsumerConfig) {
+		c.Handle = event.Each(func(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
+			if e.GetSubject() == "stuck" && failing.Load() {
+				return errors.New("not yet")
+			}
+			return note(ctx, tx, e)
+		})
+	})
+	w.arrives("later")
+	return failing, stop
+}
+
+// TestWhatFailsIsNotHeard: of what is handled after an event that fails it is not concluded that the event was heard.
+func TestWhatFailsIsNotHeard(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w, clock := newWorld(t, c), &wheel{}
+		w.relay()
+		w.stuckAmong(clock)
+		var heard int64
+		w.eventually("until when it has heard is noted", func() bool {
+			w.query(w.to, &heard, `SELECT coalesce(max(at), 0) FROM event_mark WHERE name = 'consumer/deployer'`)
+			return heard > 0
+		})
+		s, err := w.js.Stream(t.Context(), event.StreamName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stuck, err := s.GetMsg(t.Context(), 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if db.Time(heard).After(stuck.Time) {
+			t.Errorf("everything is said to be heard until %s, and what came at %s is not", db.Time(heard), stuck.Time)
+		}
+	})
+}
+
+// TestWhatFailsUntilItIsForgotten by the stream comes again.
+func TestWhatFailsUntilItIsForgotten(t *testing.T) {
+	t.Parallel()
+	w, clock := newWorld(t, servicetest.SQLite(t)), &wheel{}
+	w.ensure(event.StreamLimits{MaxAge: 15 * time.Second})
+	stop := w.relay()
+	failing, _ := w.stuckAmong(clock)
+	w.eventually("the stream has forgotten", func() bool {
+		s, err := w.js.Stream(t.Context(), event.StreamName)
+		return err == nil && s.CachedInfo().State.Msgs == 0
+	})
+	failing.Store(false)
+	stop()
+	w.eventually("it says what it has missed", func() bool {
+		var n int
+		w.query(w.to, &n, `SELECT count(*) FROM outbox`)
+		return n > 0
+	})
+	w.relay()
+	w.arrives("stuck", "later")
+}
+
 // TestObservationsLeaveNothing behind, neither where they were made nor where they were handled.
 func TestObservationsLeaveNothing(t *testing.T) {
 	t.Parallel()

@@ -97,7 +97,14 @@ func lost(ctx context.Context, js jetstream.JetStream) bool {
 
 // ensureStream leaves a stream alone that is as it should be: every daemon comes here at its start, while others use it.
 func ensureStream(ctx context.Context, js jetstream.JetStream, c jetstream.StreamConfig) error {
-	_, err := js.CreateStream(ctx, c)
+	known, err := js.Stream(ctx, c.Name)
+	if err != nil && !errors.Is(err, jetstream.ErrStreamNotFound) {
+		return err
+	}
+	if err == nil {
+		c.Metadata = known.CachedInfo().Config.Metadata // what relays tell one another
+	}
+	_, err = js.CreateStream(ctx, c)
 	if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // and is otherwise
 		_, err = js.UpdateStream(ctx, c)
 	}

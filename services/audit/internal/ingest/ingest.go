@@ -197,7 +197,6 @@ type batch struct {
 type message struct {
 	jetstream.Msg
 	end int // how many records of its batch come before its own end
-	at  time.Time
 }
 
 func (b *batch) empty() bool { return len(b.messages) == 0 && len(b.records) == 0 }
@@ -293,7 +292,6 @@ func (i *Ingest) acknowledge(ctx context.Context, b *batch) {
 	crash.At(crash.Indexed)
 	event.Consumed(ctx, "record ", b.begun, b.events)
 	for _, m := range b.messages {
-		i.attendance.Heard(m.at)
 		// An acknowledgement that gets lost brings the message again, and the index knows its events.
 		if err := m.Ack(); err != nil {
 			i.c.Log.WarnContext(ctx, "acknowledging facts", "error", err)

@@ -28,11 +28,11 @@ type intake struct {
 // arrival is a message whose records are made.
 type arrival struct {
 	jetstream.Msg
-	begun, at time.Time // when it was taken, and when the stream stored it
-	records   []record.Encoded
-	events    []*eventv1.Event
-	err       error
-	made      chan struct{} // closed when all that is known
+	begun   time.Time // when it was taken
+	records []record.Encoded
+	events  []*eventv1.Event
+	err     error
+	made    chan struct{} // closed when all that is known
 }
 
 // receive takes messages until ctx ends.
@@ -99,7 +99,7 @@ func (in *intake) rest() (all []jetstream.Msg) {
 func (b *batch) add(a *arrival) error {
 	<-a.made
 	b.records, b.events = append(b.records, a.records...), append(b.events, a.events...)
-	b.messages = append(b.messages, message{a.Msg, len(b.records), a.at})
+	b.messages = append(b.messages, message{a.Msg, len(b.records)})
 	return a.err
 }
 
@@ -109,7 +109,6 @@ func (i *Ingest) read(ctx context.Context, a *arrival, maker *record.Maker) erro
 	if err != nil {
 		return fmt.Errorf("message without JetStream metadata: %w", err)
 	}
-	a.at = meta.Timestamp
 	from := record.Message{Stream: meta.Stream, Sequence: meta.Sequence.Stream, Subject: a.Subject(), Time: meta.Timestamp, Data: a.Data()}
 	publisher := publisherOf(a.Subject())
 	unreadable := func(index int, why error) error {

@@ -165,7 +165,6 @@ func (s *Store) Authorities(ctx context.Context, after string, limit int) ([]Aut
 // DeleteAuthority removes an authority that no profile names and no open request waits for. Its keys are gone with it.
 func (s *Store) DeleteAuthority(ctx context.Context, name string) error {
 	return s.db.Write(ctx, func(ctx context.Context, tx db.Tx) error {
-		s.ruleChanges()
 		a, err := scanAuthority(tx.QueryRow(ctx, `SELECT `+authorityColumns+authorityTables+`WHERE a.name = $1`, name))
 		if errors.Is(err, sql.ErrNoRows) {
 			return fault.New(fault.NotFound, ReasonAuthorityNotFound, "there is no authority %q", name)

@@ -164,7 +164,8 @@ func (s *Store) inForce(ctx context.Context, tx db.Tx, d Decision) error {
 	return err
 }
 
-// ruleChanges is to be called in each transaction that changes or removes a profile or an authority, also if it fails later.
+// ruleChanges is to be called in each transaction that changes or removes a profile or changes an authority, also if it fails
+// later. An authority that is removed is in no rule: no profile names it.
 func (s *Store) ruleChanges() {
 	if s.db.Exclusive() {
 		clear(s.seen)

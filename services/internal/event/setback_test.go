@@ -1,0 +1,201 @@
+package event_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/event"
+	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
+)
+
+// backup gives a function that sets a store back to what it has now.
+func (w *world) backup(d *db.DB) (restore func()) {
+	w.t.Helper()
+	columns := map[string]string{
+		"outbox": "id, created, kind, payload, published_at", "inbox": "event_id, received, error", "event_mark": "name, at", "note": "start, subject, times",
+	}
+	kept := map[string][][]any{}
+	for table, names := range columns {
+		err := d.Read(context.Background(), func(ctx context.Context, tx db.Tx) error {
+			rows, err := tx.Query(ctx, `SELECT `+names+` FROM `+table)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				row := make([]any, strings.Count(names, ",")+1)
+				into := make([]any, len(row))
+				for i := range row {
+					into[i] = &row[i]
+				}
+				if err := rows.Scan(into...); err != nil {
+					return err
+				}
+				kept[table] = append(kept[table], row)
+			}
+			return rows.Err()
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	return func() {
+		w.t.Helper()
+		err := d.Write(context.Background(), func(ctx context.Context, tx db.Tx) error {
+			for table, names := range columns {
+				if _, err := tx.Exec(ctx, `DELETE FROM `+table); err != nil {
+					return err
+				}
+				for _, row := range kept[table] {
+					var args []any
+					if _, err := tx.Exec(ctx, `INSERT INTO `+table+` (`+names+`) VALUES `+db.In(&args, row), args...); err != nil {
+						return err
+					}
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func (w *world) messagesOf(service string) uint64 {
+	w.t.Helper()
+	s, err := w.js.Stream(context.Background(), event.StreamName)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	info, err := s.Info(context.Background(), jetstream.WithSubjectFilter(event.FactsOf(service)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return info.State.Subjects[event.FactsOf(service)]
+}
+
+func (w *world) told(d *db.DB) (n int) {
+	w.t.Helper()
+	w.query(d, &n, `SELECT count(*) FROM event_mark WHERE name = 'foreign'`)
+	return n
+}
+
+// TestStreamOfTheLostTime: the stores are set back to a backup, and the broker is not. What a store publishes and the broker says to
+// have delivered since comes again to whom it was lost; what the stream has of the lost time is heard, once.
+func TestStreamOfTheLostTime(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w, clock := newWorld(t, c), &wheel{}
+		own := func() {
+			err := w.to.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+				return event.Emit(ctx, tx, &eventv1.Event{Type: "deployer.agent.enrolled", Subject: "agents/a"})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		own()
+		relay, others, heard := w.relay(), w.ownAt(clock), w.consume(note)
+		w.emit("before")
+		w.arrives("before")
+		w.eventually("the other service has published", func() bool { return w.messagesOf("deployer") == 1 })
+		older := w.backup(w.to) // the consumer's is the older backup
+		w.emit("between")
+		w.arrives("before", "between")
+		w.published(t)
+		others()
+		restores := []func(){w.backup(w.from), older}
+		w.emit("lost")
+		w.arrives("before", "between", "lost")
+		w.eventually("the broker has delivered everything", w.idle)
+		heard()
+		w.emit("lost, and nobody heard it")
+		w.published(t)
+		relay()
+
+		for _, restore := range restores {
+			restore()
+		}
+		w.consume(note)
+		relay = w.relay()
+		want := []string{"before", "between", "lost, and nobody heard it", "stores/issuer"}
+		w.arrives(want...)
+		w.ownAt(clock)
+		w.eventually("the other service has published again", func() bool { return w.messagesOf("deployer") == 2 })
+		w.published(t)
+		relay()
+		// Once is enough.
+		w.ensure(event.StreamLimits{}) // as any daemon does that starts
+		n := w.messagesOf("issuer")
+		w.relay()
+		w.emit("after")
+		w.arrives(append(want, "after")...)
+		if now := w.messagesOf("issuer"); now != n+1 {
+			t.Errorf("%d messages for one event", now-n)
+		}
+	})
+}
+
+// TestStreamOlderThanTheRestoration: the consumer's store has lost what the producer's has not, and no event tells of it.
+func TestStreamOlderThanTheRestoration(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		relay, heard := w.relay(), w.consume(note)
+		restore := w.backup(w.to)
+		w.emit("before")
+		w.arrives("before")
+		w.published(t)
+		w.eventually("the broker has delivered everything", w.idle)
+		relay()
+		heard()
+		restore()
+		restored := time.Now()
+		again := func() (stop func()) {
+			r, err := event.NewRelay(event.RelayConfig{DB: w.from, JS: w.js, Service: "issuer", Log: servicetest.Log(t), Restored: restored})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return w.spawn(r.Run)
+		}
+		w.consume(note)
+		relay = again()
+		w.arrives("before")
+		w.published(t)
+		relay()
+		if w.told(w.from) != 0 {
+			t.Error("events that nobody knows")
+		}
+		n := w.messagesOf("issuer")
+		again()
+		w.emit("after")
+		w.arrives("before", "after")
+		if now := w.messagesOf("issuer"); now != n+1 {
+			t.Errorf("%d messages for one event", now-n)
+		}
+	})
+}
+
+// TestStreamThatGoesWithItsStores has nothing come again.
+func TestStreamThatGoesWithItsStores(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		stop := w.relay()
+		w.emit(names("r", 1200)...)
+		w.published(t)
+		stop()
+		n := w.messagesOf("issuer")
+		w.relay()
+		w.emit("after")
+		w.published(t)
+		if now := w.messagesOf("issuer"); now != n+1 || w.told(w.from) != 0 {
+			t.Errorf("%d messages for one event, %d told", now-n, w.told(w.from))
+		}
+	})
+}
