@@ -131,6 +131,10 @@ func TestStreamOfTheLostTime(t *testing.T) {
 		relay()
 		// Once is enough.
 		w.ensure(event.StreamLimits{}) // as any daemon does that starts
+		s, err := w.js.Stream(t.Context(), event.StreamName)
+		if err != nil || s.CachedInfo().Config.Metadata["sallyport-set-back"] == "" {
+			t.Errorf("a daemon that starts has the stream forget that it began anew: %v", err)
+		}
 		n := w.messagesOf("issuer")
 		w.relay()
 		w.emit("after")
