@@ -36,7 +36,7 @@ func TestConformance(t *testing.T) {
 			t.Fatal(err)
 		}
 		return &connectortest.Subject{
-			Server: s, Connector: c, DeadReason: connector.ReasonHookFailed,
+			Server: s, Connector: c, DeadReason: connector.ReasonHookFailed, Lingers: true,
 			Settings: map[string]string{
 				"certificate": s.Files["certificate"], "key": s.Files["key"], "verify": s.Address, "reload": "reload-app",
 			},
