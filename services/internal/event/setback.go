@@ -62,11 +62,13 @@ func (k *upkeep) compare(ctx context.Context, stream jetstream.Stream, begun tim
 	return begun, nil
 }
 
-// foreign gives the id of an event of a message that the outbox does not know, if there is one.
+// foreign gives the id of an event of a message that the outbox does not know, if there is one. What cannot be read was not published
+// from here, and says nothing of the store.
 func (k *upkeep) foreign(ctx context.Context, message []byte) (string, error) {
 	events, _, err := decode(message, nil)
 	if err != nil {
-		return "", fmt.Errorf("reading the last message of the stream: %w", err)
+		k.trouble(ctx, "reading the last message that the stream has of this service", err)
+		return "", nil
 	}
 	ids := map[string]bool{}
 	for _, e := range events {

@@ -203,3 +203,23 @@ func TestStreamThatGoesWithItsStores(t *testing.T) {
 		}
 	})
 }
+
+// TestUnreadableInTheStream: a message that nobody can read keeps a relay from nothing.
+func TestUnreadableInTheStream(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		if _, err := w.js.Publish(t.Context(), event.FactsOf("issuer"), []byte{0xff}); err != nil {
+			t.Fatal(err)
+		}
+		w.relay()
+		w.eventually("the stream is looked at", func() bool {
+			var n int
+			w.query(w.from, &n, `SELECT count(*) FROM event_mark WHERE name = 'stream'`)
+			return n == 1
+		})
+		if w.told(w.from) != 0 {
+			t.Error("it is taken for an event of the service")
+		}
+	})
+}
