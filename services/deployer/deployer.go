@@ -228,7 +228,7 @@ func (s *Service) Traces() trace.Recorder { return s.traces.Recorder() }
 // is said only of what the store does not know.
 func (s *Service) Deny(c identity.Caller) error {
 	err := s.standing.Check(c)
-	if err == nil || fault.Of(err).Reason == fleet.ReasonAgentLocked {
+	if err == nil || fault.Of(err).Reason == fleet.ReasonAgentLocked || s.standing.Replaced(c) {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(identity.WithCaller(context.Background(), s.self), 2*time.Second)

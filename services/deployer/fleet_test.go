@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
 	"testing"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
+	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/services/deployer"
 	"github.com/sallyport-pki/sallyport/services/internal/servicetest"
 )
@@ -155,6 +157,18 @@ func TestRenewIdentity(t *testing.T) {
 	wantFault(t, err, fault.Denied, "KEY_UNKNOWN")
 	_, err = h.client.RenewIdentity(b.ctx, &agentv1.RenewIdentityRequest{Csr: []byte("no")})
 	wantField(t, err, "csr")
+	replaced := b.domain.Caller(b.domain.Agent("web-1.example.com"))
+	der, err := x509.MarshalPKIXPublicKey(&old.key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replaced.Key = string(pki.FingerprintOf(der))
+	b.kill()
+	for range 1000 { // all agents renew at once, and nobody is asked
+		if f := fault.Of(b.service.Deny(replaced)); f == nil || f.Reason != "KEY_UNKNOWN" {
+			t.Fatalf("the key that was replaced: %v", f)
+		}
+	}
 }
 
 // sign makes the return that the protocol describes.

@@ -22,7 +22,7 @@ type Standing struct {
 type standing struct {
 	state        State
 	key, pending string
-	retired      string // the key before, until its time is over
+	retired      string // the key before, taken until its time is over
 	retires      time.Time
 	changed      time.Time
 }
@@ -76,6 +76,14 @@ func (s *Standing) Check(c identity.Caller) error {
 // KeyUnknown refuses a key.
 func KeyUnknown() error {
 	return fault.New(fault.Denied, ReasonKeyUnknown, "this key is not the agent's, or no longer: another one has taken its place")
+}
+
+// Replaced says whether the caller uses the key before the agent's: nobody need be asked whether it is taken again.
+func (s *Standing) Replaced(c identity.Caller) bool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	a, ok := s.agents[c.Name]
+	return ok && c.Key != "" && c.Key == a.retired
 }
 
 // Pending says whether the caller uses a key whose first use this is.
