@@ -69,11 +69,18 @@ func (b *broker) connect(name string) (*nats.Conn, error) {
 // health is an error once the store could not be written: the broker then takes
 // nothing more, for as long as it runs.
 func (b *broker) health() error {
-	h := b.server.Healthz(&server.HealthzOptions{})
-	if h.Error == "" {
-		return nil
+	return judge(b.server.Healthz(&server.HealthzOptions{Details: true}))
+}
+
+func judge(h *server.HealthStatus) error {
+	for _, e := range h.Errors {
+		// That it is not ready for connections within a millisecond says that this process was not given the time to look: it
+		// has no listener, and was ready when it started.
+		if e.Type != server.HealthzErrorConn {
+			return surroundings(exit.Errorf(exit.General, "the event store does not work (see the kernel log): %s: start again; what was acknowledged is on disk, and events that wait are published then", e.Error))
+		}
 	}
-	return surroundings(exit.Errorf(exit.General, "the event store does not work (see the kernel log): %s: start again; what was acknowledged is on disk, and events that wait are published then", h.Error))
+	return nil
 }
 
 func (b *broker) stop() {
