@@ -128,9 +128,10 @@ func readSlot(data []byte) (f found, whole bool) {
 	if len(data) < slotLine || !bytes.HasPrefix(data, []byte(slotHeader)) {
 		return f, false
 	}
-	sum, rest := data[len(slotHeader):len(slotHeader)+2*sha256.Size], data[len(slotHeader)+2*sha256.Size+1:]
+	sum, rest := data[len(slotHeader):len(slotHeader)+2*sha256.Size], data[len(slotHeader)+2*sha256.Size:]
+	space, rest := rest[0], rest[1:]
 	length, err := strconv.ParseUint(string(rest[21:31]), 10, 32)
-	if err != nil || int(length) > len(rest)-32 {
+	if err != nil || space != ' ' || int(length) > len(rest)-32 {
 		return f, false
 	}
 	f.payload = rest[32 : 32+length]
