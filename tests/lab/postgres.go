@@ -21,7 +21,7 @@ func (l *Lab) Postgres(ctx context.Context, id string, settings ...string) (stri
 	return d.DSN, nil
 }
 
-// Database is a PostgreSQL server that can be stopped and started again.
+// Database is a PostgreSQL server that can be stopped and started again. When it is stopped, it breaks off its clients.
 type Database struct {
 	*Process
 	// DSN is the connection string of its database.
@@ -81,7 +81,8 @@ func (l *Lab) PostgresServerIn(ctx context.Context, id, data string, settings ..
 	}
 	d := &Database{
 		DSN: "host=" + dir + " user=postgres sslmode=disable dbname=postgres", lab: l, dir: dir,
-		command: Command{Name: id, Path: filepath.Join(bin, "postgres"), UID: uid, Dir: dir, Args: args},
+		// At SIGTERM it would wait until its clients have left, who may be stopped after it.
+		command: Command{Name: id, Path: filepath.Join(bin, "postgres"), UID: uid, Dir: dir, Args: args, End: syscall.SIGINT},
 	}
 	return d, d.Start(ctx)
 }
@@ -101,14 +102,6 @@ func (d *Database) Start(ctx context.Context) error {
 		}
 		return err
 	}, server)
-}
-
-// Stop breaks off its clients and stops it.
-func (d *Database) Stop() error {
-	if err := d.Signal(syscall.SIGINT); err != nil {
-		return err
-	}
-	return d.Process.Stop()
 }
 
 // postgresBin finds the newest server's programs, which Debian does not put into PATH.

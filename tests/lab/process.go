@@ -66,6 +66,7 @@ type Process struct {
 	Log  string
 
 	cmd  *exec.Cmd
+	end  syscall.Signal
 	done chan struct{}
 	err  error
 }
@@ -83,6 +84,8 @@ type Command struct {
 	Dir string
 	// Prefix is put before the program, such as "ip netns exec X".
 	Prefix []string
+	// End is the signal that asks it to end; SIGTERM when 0.
+	End syscall.Signal
 }
 
 // Start runs a program in the background. It dies with this process, whatever happens.
@@ -99,7 +102,10 @@ func (l *Lab) Start(c Command) (*Process, error) {
 	defer out.Close()
 	cmd := l.command(context.Background(), c)
 	cmd.Stdout, cmd.Stderr = out, out
-	p := &Process{Name: c.Name, Log: logPath, cmd: cmd, done: make(chan struct{})}
+	p := &Process{Name: c.Name, Log: logPath, cmd: cmd, end: c.End, done: make(chan struct{})}
+	if p.end == 0 {
+		p.end = syscall.SIGTERM
+	}
 	started := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the death signal is bound to the thread that started the child
@@ -189,13 +195,13 @@ func (p *Process) Stop() error {
 	if !p.Running() {
 		return nil
 	}
-	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	_ = p.cmd.Process.Signal(p.end)
 	select {
 	case <-p.done:
 		return nil
 	case <-time.After(time.Minute):
 		p.Kill()
-		return fmt.Errorf("%s did not stop within a minute of SIGTERM", p.Name)
+		return fmt.Errorf("%s did not stop within a minute of %s", p.Name, p.end)
 	}
 }
 
