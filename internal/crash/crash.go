@@ -1,7 +1,7 @@
 // Package crash names the points between the steps of what cannot be undone, so that a test can kill the program at each of them.
 //
 // In a normal build At does nothing and leaves nothing in the program. Built with the tag crashpoints, it kills its own process
-// with SIGKILL at the n-th passage of the point that the environment names.
+// with SIGKILL at the n-th passage of a point that the environment names.
 package crash
 
 // Point is a place in the code where a crash must do no harm.

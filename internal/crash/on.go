@@ -11,7 +11,8 @@ import (
 	"syscall"
 )
 
-// Environment names the point: "<point>:<n>", n from 1. With EnvSeen, a file, the first passage of each point adds a line to it.
+// Environment names points, "<point>:<n>" with n from 1 and a comma between two: the program dies at the first that it passes for
+// the n-th time. With EnvSeen, a file, the first passage of each point adds a line to it.
 const (
 	Environment = "SALLYPORT_CRASH"
 	EnvSeen     = "SALLYPORT_CRASH_SEEN"
@@ -19,17 +20,17 @@ const (
 
 var armed = struct {
 	sync.Mutex
-	point Point
-	left  int
-	log   string
-	seen  map[Point]bool
+	left map[Point]int // passages that remain
+	log  string
+	seen map[Point]bool
 }{}
 
 var read = sync.OnceFunc(func() {
-	name, n, _ := strings.Cut(os.Getenv(Environment), ":")
-	armed.point, armed.log, armed.seen = Point(name), os.Getenv(EnvSeen), map[Point]bool{}
-	if armed.left, _ = strconv.Atoi(n); armed.left < 1 {
-		armed.left = 1
+	armed.left, armed.log, armed.seen = map[Point]int{}, os.Getenv(EnvSeen), map[Point]bool{}
+	for one := range strings.SplitSeq(os.Getenv(Environment), ",") {
+		name, n, _ := strings.Cut(one, ":")
+		left, _ := strconv.Atoi(n)
+		armed.left[Point(name)] = max(left, 1)
 	}
 })
 
@@ -42,10 +43,10 @@ func At(p Point) {
 		armed.seen[p] = true
 		note("passed", p)
 	}
-	if p != armed.point {
+	if armed.left[p] == 0 {
 		return
 	}
-	if armed.left--; armed.left == 0 {
+	if armed.left[p]--; armed.left[p] == 0 {
 		note("killed", p)
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {} // nothing comes after

@@ -20,21 +20,18 @@ type book struct {
 
 func newBook() *book { return &book{tried: map[crash.Point]int{}, killed: map[crash.Point]int{}} }
 
-// least is one of the points at which least was killed, and of these least tried; done says that it was killed at.
-func (b *book) least(points []crash.Point) (least crash.Point, done bool) {
-	if len(points) == 0 {
-		return "", false
+// next are the points at which to kill now: all at which nothing was killed yet, whichever comes first; else, with again, the one
+// at which least was killed, and of these least tried.
+func (b *book) next(points []crash.Point) (next []crash.Point, again bool) {
+	if next = b.missing(points); len(next) > 0 || len(points) == 0 {
+		return next, false
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	score := func(p crash.Point) int { return 4*b.killed[p] + b.tried[p] }
-	for i, p := range points {
-		if i == 0 || score(p) < score(least) {
-			least = p
-		}
-	}
+	least := slices.MinFunc(points, func(p, q crash.Point) int { return score(p) - score(q) })
 	b.tried[least]++
-	return least, b.killed[least] > 0
+	return []crash.Point{least}, true
 }
 
 func (b *book) note(p crash.Point, killed int) {
@@ -43,11 +40,11 @@ func (b *book) note(p crash.Point, killed int) {
 	b.killed[p] += killed
 }
 
-// reached says that something was killed at each of the points.
-func (b *book) reached(points ...crash.Point) bool {
+// missing are those of the points at which nothing was killed.
+func (b *book) missing(points []crash.Point) []crash.Point {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return !slices.ContainsFunc(points, func(p crash.Point) bool { return b.killed[p] == 0 })
+	return slices.DeleteFunc(slices.Clone(points), func(p crash.Point) bool { return b.killed[p] > 0 })
 }
 
 // against says what is wrong with the book, if all these points are declared and no others; at is how often it killed there.
@@ -75,9 +72,13 @@ type tally struct {
 	read int    // lines that were counted
 }
 
-// env arms a point: the program dies at its n-th passage.
-func (y *tally) env(p crash.Point, n int) []string {
-	return []string{fmt.Sprintf("SALLYPORT_CRASH=%s:%d", p, n), "SALLYPORT_CRASH_SEEN=" + y.file}
+// env arms points: the program dies at the n-th passage of one of them.
+func (y *tally) env(n int, points ...crash.Point) []string {
+	armed := make([]string, len(points))
+	for i, p := range points {
+		armed[i] = fmt.Sprintf("%s:%d", p, n)
+	}
+	return []string{"SALLYPORT_CRASH=" + strings.Join(armed, ","), "SALLYPORT_CRASH_SEEN=" + y.file}
 }
 
 // count gives the points of the kills since it was asked last.

@@ -118,14 +118,14 @@ func (w *world) daemon(service, dsn string) {
 	}
 	w.control = append(w.control, v)
 	if service == "audit" {
-		w.start(v, crash.LogKeyMade, 1)
+		w.start(v, 1, crash.LogKeyMade)
 		select {
 		case <-proc.Done():
 		case <-time.After(time.Minute):
 			w.t.Fatal("the audit daemon did not die when it had made its key")
 		}
 	}
-	w.start(v, "", 0)
+	w.start(v, 0)
 }
 
 // answers asks a service for the least there is.

@@ -15,7 +15,12 @@ import (
 )
 
 // work is what operators and hosts do meanwhile. What becomes of a call is of no interest: the server may be dead.
-func (w *world) work(ctx context.Context, p crash.Point) {
+// One of the points is what they mean to lead to.
+func (w *world) work(ctx context.Context, points []crash.Point) {
+	p := crash.Point("")
+	if len(points) > 0 {
+		p = points[w.r.IntN(len(points))]
+	}
 	call := func(f func(ctx context.Context)) {
 		ctx, cancel := context.WithTimeout(ctx, short)
 		defer cancel()
@@ -25,8 +30,10 @@ func (w *world) work(ctx context.Context, p crash.Point) {
 		often := 2
 		if h.profile == "public" {
 			often = 8 // or no order comes to its end
-			if w.patient {
-				often = 40
+		}
+		if h.profile == "public" && w.patient {
+			if often = 40; w.settled(ctx, h) {
+				often = 1
 			}
 		}
 		if w.r.IntN(often) == 0 {
@@ -54,6 +61,14 @@ func (w *world) work(ctx context.Context, p crash.Point) {
 	case w.r.IntN(10) == 0:
 		call(func(ctx context.Context) { w.change(ctx, h) })
 	}
+}
+
+// settled says that nothing is under way at a host.
+func (w *world) settled(ctx context.Context, h *host) bool {
+	ctx, cancel := context.WithTimeout(ctx, short)
+	defer cancel()
+	d, err := w.deployer.GetDeployment(ctx, &deployerv1.GetDeploymentRequest{Name: h.Name})
+	return err == nil && d.GetDeployment().GetStatus().GetState() == deployerv1.DeploymentState_DEPLOYMENT_STATE_HEALTHY
 }
 
 // redeploy withdraws a deployment, or deploys it again.
@@ -116,7 +131,7 @@ func (w *world) newAgent(ctx context.Context) {
 	h := ok(w.NewHost(name, lab.HostOptions{Server: w.plane.Address}))(w.t)
 	token := h.Config + ".token"
 	must(w.t, os.WriteFile(token, []byte(made.GetToken()), 0o600))
-	_, _ = h.Enroll(quick, token, w.tally.env("", 0)...)
+	_, _ = h.Enroll(quick, token, w.tally.env(0)...)
 }
 
 // whole waits until all is done, and holds it against itself.
@@ -129,7 +144,7 @@ func (w *world) whole() {
 		_ = os.Remove(w.hosts[2].veto)
 		for _, h := range w.hosts {
 			if !h.Running() {
-				must(w.t, h.Start(w.tally.env("", 0)...))
+				must(w.t, h.Start(w.tally.env(0)...))
 			}
 			d, err := w.deployer.GetDeployment(ctx, &deployerv1.GetDeploymentRequest{Name: h.Name})
 			if err != nil {

@@ -43,6 +43,7 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	_ = flag.Set("test.parallel", "3") // the worlds mostly wait
 	os.Exit(lab.BrokerMain(func() int {
 		return lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, func() int {
 			var err error
@@ -113,11 +114,13 @@ type world struct {
 	issuer    issuerv1.IssuerServiceClient
 	audit     auditv1.AuditServiceClient
 
-	hosts  []*host
-	tally  *tally   // of serve and of the agents
-	story  []string // what was done last
-	killed int
-	extra  int // authorities and hosts made on the way
+	hosts []*host
+	tally *tally   // of serve and of the agents
+	story []string // what was done last
+	extra int      // authorities and hosts made on the way
+
+	killed, atRandom int
+	died             crash.Point // where one was killed last
 
 	patient bool // orders are left the time to come to their end
 }
@@ -183,7 +186,7 @@ func (w *world) serve(config string) {
 		w.at[service] = w.plane.Address
 	}
 	for _, p := range crash.FirstStart {
-		must(w.t, w.plane.Launch(w.tally.env(p, 1)...))
+		must(w.t, w.plane.Launch(w.tally.env(1, p)...))
 		select {
 		case <-w.plane.Done():
 		case <-time.After(time.Minute):
@@ -233,13 +236,13 @@ func (w *world) enrol(h *host, name, config string) {
 	h.Host = ok(w.NewHost(name, lab.HostOptions{Server: w.plane.Address, Extra: config}))(w.t)
 	token := ok(w.plane.Token(w.t.Context(), name))(w.t)
 	for _, p := range append(slices.Clone(crash.Enrol), "") {
-		r := ok(h.Enroll(w.t.Context(), token, w.tally.env(p, 1)...))(w.t)
+		r := ok(h.Enroll(w.t.Context(), token, w.tally.env(1, p)...))(w.t)
 		w.count()
 		if p == "" && r.Code != 0 && !strings.Contains(r.Stderr, "already") {
 			w.t.Fatalf("enrolling %s: %s", name, r.Stderr)
 		}
 	}
-	must(w.t, h.Start(w.tally.env("", 0)...))
+	must(w.t, h.Start(w.tally.env(0)...))
 }
 
 // count takes in what the programs have noted.
@@ -253,6 +256,7 @@ func (w *world) count() {
 	for _, one := range seen {
 		for _, p := range one.count() {
 			w.killed++
+			w.died = p
 			w.tell("killed at %s", p)
 		}
 	}
