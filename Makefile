@@ -115,7 +115,7 @@ fleet: ## Run a fleet of real agents in one process through storms, AGENTS of th
 	@cd tests && go test -count=1 -timeout 40m -v ./fleet -agents $(or $(AGENTS),1000)
 
 .PHONY: torture
-torture: ## Kill everything KILLS times (default 3000), at every point and at random; SEED repeats a run; cut the power, take the brokers away
+torture: build ## Kill everything KILLS times (default 3000), at every point and at random; SEED repeats a run; cut the power, take the brokers away
 	@cd tests && go test -count=1 -timeout 120m -v -run TestTorture ./torture -kills $(or $(KILLS),3000) $(if $(SEED),-seed $(SEED))
 	@cd tests && go test -count=1 -timeout 60m -v -run 'PowerCuts|FirstStart' ./disk -rounds 40 -first-rounds 200 $(if $(SEED),-seed $(SEED))
 	@cd tests && go test -count=1 -timeout 60m -v -run 'BrokerAway|Cluster' ./daemons -away 5m -kills 10

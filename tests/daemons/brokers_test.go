@@ -30,6 +30,7 @@ var (
 // TestBrokerAway kills the one broker and lets the services work without it for longer than any of their pauses. When it is
 // back, all that happened is told, once. Then it loses all it has, and nothing is done but to start it.
 func TestBrokerAway(t *testing.T) {
+	t.Parallel() // it waits, as TestCluster does
 	p := newSite(t, configFolder(t))
 	b, err := p.NATSProcess(t.Context(), "nats", p.configure("nats.conf", "nats.conf", map[string]string{"0.0.0.0:4222": p.natsAt}), p.natsAt)
 	must(t, err)
@@ -64,6 +65,7 @@ func TestBrokerAway(t *testing.T) {
 // TestCluster runs three brokers by deploy/config/nats-cluster.conf. Leaders are killed, a follower, and one comes back without
 // its data; the services go on and nothing is lost or told twice.
 func TestCluster(t *testing.T) {
+	t.Parallel()
 	p := newSite(t, configFolder(t))
 	c := newCluster(t, p)
 	c.strangers()

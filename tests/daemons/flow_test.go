@@ -74,9 +74,11 @@ func (p *plant) flows(m *machine) *flow {
 func (f *flow) applies(ctx context.Context) {
 	for n := 0; ctx.Err() == nil; n++ {
 		name := fmt.Sprintf("i-%d", n)
-		_, err := f.inventory.ApplyIdentity(ctx, &inventoryv1.ApplyIdentityRequest{Identity: &inventoryv1.Identity{
+		asking, cancel := context.WithTimeout(ctx, patience) // a machine that is slow refuses nobody
+		_, err := f.inventory.ApplyIdentity(asking, &inventoryv1.ApplyIdentityRequest{Identity: &inventoryv1.Identity{
 			Name: name, Owner: "team@example.com", Purpose: "flow", Names: &typev1.Names{Dns: []string{name + ".example.com"}},
 		}})
+		cancel()
 		f.note(ctx, err, func() { f.identities = append(f.identities, name) })
 		wait(ctx, 20*time.Millisecond)
 	}
@@ -88,7 +90,9 @@ func (f *flow) renews(ctx context.Context) {
 		if n%(deployments+1) == deployments {
 			name = "shop"
 		}
-		got, err := f.deployer.RenewDeployment(ctx, &deployerv1.RenewDeploymentRequest{Name: name, Reason: "flow"})
+		asking, cancel := context.WithTimeout(ctx, patience)
+		got, err := f.deployer.RenewDeployment(asking, &deployerv1.RenewDeploymentRequest{Name: name, Reason: "flow"})
+		cancel()
 		f.note(ctx, err, func() {
 			for _, a := range got.GetAssignments() {
 				f.renewals[name] = max(f.renewals[name], a.GetGeneration())
@@ -173,9 +177,14 @@ func (f *flow) ends() {
 		return err
 	}))
 	checkpoint := filepath.Join(f.Dir, "doctor")
-	if out, err := f.cli(ctx, "doctor", "--grace", "45s", "--keep", checkpoint); err != nil {
-		f.t.Errorf("the doctor: %v\n%s", err, out)
-	}
+	// Relays look once a minute whether the stream is another, which may have lost what a consumer had not heard yet.
+	must(f.t, lab.Await(ctx, 2*patience, "the doctor", func() error {
+		out, err := f.cli(ctx, "doctor", "--grace", "45s", "--keep", checkpoint)
+		if err != nil {
+			err = fmt.Errorf("%w\n%s", err, out)
+		}
+		return err
+	}))
 	f.onceEach(ctx)
 	key := strings.TrimSpace(f.do("audit", "key"))
 	f.do("audit", "verify", "--key", key, filepath.Join(f.state, "audit"))

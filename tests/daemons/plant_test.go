@@ -142,21 +142,11 @@ func newSite(t *testing.T, configs string) *plant {
 	return p
 }
 
-// nextPort lies below the ports that Linux gives to clients, so that no connection can take one before its daemon does.
-var nextPort = 10000 + os.Getpid()%20000
-
 func address(t *testing.T) string {
 	t.Helper()
-	for range 1000 {
-		nextPort++
-		at := fmt.Sprintf("127.0.0.1:%d", nextPort)
-		if lis, err := net.Listen("tcp", at); err == nil {
-			must(t, lis.Close())
-			return at
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
+	port, err := lab.FreePort()
+	must(t, err)
+	return fmt.Sprintf("127.0.0.1:%d", port)
 }
 
 func (p *plant) identity(name string) string { return filepath.Join(p.etc, "identity", name) }

@@ -18,6 +18,7 @@ const firstCalls = "fsync,fdatasync,renameat,linkat,mkdirat,unlinkat"
 // TestFirstStart cuts the power while serve makes what an installation begins with: root, keys, databases, streams, log. The
 // next start goes on or begins anew; there is never half a CA.
 func TestFirstStart(t *testing.T) {
+	t.Parallel()
 	s := newVolume(t)
 	r := rand.New(rand.NewPCG(*seed, 2))
 	t.Logf("seed %d", *seed)

@@ -23,6 +23,7 @@ func newSiteOnPostgres(t *testing.T, settings ...string) *site {
 // TestPostgresPowerCuts takes the power from a PostgreSQL that syncs, as it does unless told otherwise, and from all that stands on
 // it: what the services have acknowledged is kept.
 func TestPostgresPowerCuts(t *testing.T) {
+	t.Parallel()
 	s := newSiteOnPostgres(t, "fsync=on")
 	w := newWitness(t, s)
 	must(t, s.volume.Sync())

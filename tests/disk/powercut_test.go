@@ -14,6 +14,7 @@ import (
 
 // TestPowerCuts cuts the power at random moments.
 func TestPowerCuts(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	w := newWitness(t, s)
 	must(t, s.volume.Sync()) // the site was set up long ago

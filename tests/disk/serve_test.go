@@ -43,6 +43,7 @@ var failures = []failure{
 // TestServeFailures lets system calls of serve fail while all works. It stops, or goes on, and says what is wrong; and when the
 // disk works again nothing is lost that was acknowledged.
 func TestServeFailures(t *testing.T) {
+	t.Parallel() // system calls under strace are mostly waited for; each test has a disk of its own
 	s := newSite(t)
 	w := newWitness(t, s)
 	for i, f := range failures {
