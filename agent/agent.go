@@ -292,14 +292,16 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, conn *gr
 	if err != nil {
 		return nil, err
 	}
+	var keeper *enroll.Keeper
 	talk, err := session.New(session.Config{
-		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log, Connect: func() { rpc.TryNow(conn) },
+		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log, Connect: func(ctx context.Context) { rpc.TryNow(ctx, conn) },
 		Changed: func() { worker.Wake(); responder.Wake(); observer.Wake() },
+		Refused: func() { keeper.Refused() },
 	})
 	if err != nil {
 		return nil, err
 	}
-	keeper, err := enroll.NewKeeper(enroll.KeeperConfig{
+	keeper, err = enroll.NewKeeper(enroll.KeeperConfig{
 		Store: ids, Client: client, Info: a.info, Log: a.log, Now: a.now, Renewed: func() { l.reset(); talk.TryAgain() },
 		Dial: func(src identity.Source, anonymous bool) (*grpc.ClientConn, error) {
 			return rpc.Dial(rpc.ClientConfig{

@@ -9,13 +9,16 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
@@ -360,4 +363,49 @@ func TestDialRefuses(t *testing.T) {
 			cc.Close()
 		}
 	}
+}
+
+// A network that is back is used by the very next call.
+func TestTryNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, err := identity.CreateAuthority(testDomain, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv, err := NewServer(ServerConfig{
+			Sources: map[string]identity.Source{"deployer": mintedSource(t, ca, "/service/deployer")}, Default: "deployer", Log: discard,
+			Methods: map[string][]identity.Role{echoMethod: {identity.RoleAgent}, watchMethod: {identity.RoleAgent}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		(&echo{unary: func(_ context.Context, text string) (string, error) { return text, nil }}).register(srv.Registrar())
+		lis := bufconn.Listen(1 << 16)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- srv.Serve(ctx, lis) }()
+		var back atomic.Bool
+		cc, err := Dial(ClientConfig{Address: "deployer.test:1", Service: "deployer", Source: mintedSource(t, ca, "/agent/web1"),
+			Dialer: func(ctx context.Context, _ string) (net.Conn, error) {
+				if !back.Load() {
+					return nil, errors.New("network is unreachable")
+				}
+				return lis.DialContext(ctx)
+			}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = say(t.Context(), cc, "x")
+		want(t, err, fault.Transient, fault.ReasonUnavailable)
+		synctest.Wait() // gRPC knows it a little later than the call
+		back.Store(true)
+		TryNow(t.Context(), cc)
+		if _, err := say(t.Context(), cc, "x"); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		if err := errors.Join(cc.Close(), <-done); err != nil {
+			t.Error(err)
+		}
+	})
 }

@@ -86,12 +86,20 @@ func dialFirstContact(address string, token identity.JoinToken, dialer Dialer, n
 	return f, nil
 }
 
-// TryNow ends gRPC's own pause after a connection that failed, for a caller that has pauses of its own. In any other state it
-// does nothing: grpc-go (v1.85) reads its connections without their lock there, and they are only made in the others.
-func TryNow(cc *grpc.ClientConn) {
-	if cc.GetState() == connectivity.TransientFailure {
-		cc.ResetConnectBackoff()
+// tryBound is how long TryNow waits for the connection it has asked for.
+const tryBound = 2 * time.Second
+
+// TryNow ends gRPC's own pause after a connection that failed, for a caller that has pauses of its own, and gives the try a
+// moment: until it has succeeded gRPC answers calls with why the last one failed. In any other state it does nothing: grpc-go
+// (v1.85) reads its connections without their lock there, and they are only made in the others.
+func TryNow(ctx context.Context, cc *grpc.ClientConn) {
+	if cc.GetState() != connectivity.TransientFailure {
+		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, tryBound)
+	defer cancel()
+	cc.ResetConnectBackoff()
+	cc.WaitForStateChange(ctx, connectivity.TransientFailure)
 }
 
 func dial(address, service string, creds credentials.TransportCredentials, dialer Dialer, maxMessage int) (*grpc.ClientConn, error) {

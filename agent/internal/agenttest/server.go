@@ -46,6 +46,8 @@ type Config struct {
 	Scan       time.Duration
 	// Skew is how far the server's clock is ahead.
 	Skew time.Duration
+	// Listen makes what is served on; default TCP on loopback.
+	Listen func() (net.Listener, error)
 }
 
 // Server is the control plane. Its fields but the first are for its own use.
@@ -102,7 +104,10 @@ func Start(t testing.TB, cfg Config) *Server {
 		withdrawn: map[string]int64{}, calls: map[string]int{}, csrs: map[string][][]byte{}, ready: map[string]*agentv1.ReportChallengeRequest{},
 		scans: map[string][]*eventv1.Sighting{},
 	}
-	s.Address = heldport.Address(t)
+	if s.Address = "deployer.test:8443"; cfg.Listen == nil {
+		s.Address = heldport.Address(t)
+		s.cfg.Listen = func() (net.Listener, error) { return net.Listen("tcp", s.Address) }
+	}
 	s.Up()
 	t.Cleanup(s.Down)
 	return s
@@ -111,7 +116,7 @@ func Start(t testing.TB, cfg Config) *Server {
 // Up starts to serve, at the same address as before.
 func (s *Server) Up() {
 	s.t.Helper()
-	lis, err := net.Listen("tcp", s.Address)
+	lis, err := s.cfg.Listen()
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -241,6 +246,9 @@ func (s *Server) use(ctx context.Context) string {
 	defer s.mu.Unlock()
 	if k := s.keys[c.Name]; k[1] != "" && c.Key == k[1] {
 		s.keys[c.Name] = [2]string{k[1], ""}
+		if f := s.fail["first use"]; f != nil {
+			_ = f() // to be told, not to refuse
+		}
 	}
 	return c.Name
 }
@@ -338,6 +346,11 @@ func (s *Server) RenewIdentity(ctx context.Context, r *agentv1.RenewIdentityRequ
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys[host] = [2]string{s.keys[host][0], key}
+	if f := s.fail["RenewIdentity answer"]; f != nil {
+		if err := f(); err != nil {
+			return nil, err
+		}
+	}
 	return &agentv1.RenewIdentityResponse{Grant: g}, nil
 }
 

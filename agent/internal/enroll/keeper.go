@@ -45,14 +45,27 @@ type KeeperConfig struct {
 }
 
 // Keeper keeps the identity fresh. Run is its one goroutine.
-type Keeper struct{ KeeperConfig }
+type Keeper struct {
+	KeeperConfig
+	refused chan struct{}
+}
 
 // NewKeeper makes a keeper.
 func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	if cfg.Store == nil || cfg.Client == nil || cfg.Dial == nil || cfg.Renewed == nil || cfg.Info == nil || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("enroll: incomplete configuration of a keeper")
 	}
-	return &Keeper{cfg}, nil
+	return &Keeper{cfg, make(chan struct{}, 1)}, nil
+}
+
+// Refused tells that the server was reached and has refused the identity in use.
+// If a pause is under way, because no other identity could be had before, it
+// ends: how often that may be is decided by who speaks to the server.
+func (k *Keeper) Refused() {
+	select {
+	case k.refused <- struct{}{}:
+	default:
+	}
 }
 
 // Run renews the identity when it is time, until ctx ends.
@@ -60,6 +73,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	wait := pace.New(firstPause, longestPause)
 	for {
 		due, err := k.step(ctx)
+		soonest := due
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -67,24 +81,39 @@ func (k *Keeper) Run(ctx context.Context) error {
 			pause := wait.After(err)
 			k.Log.ErrorContext(ctx, "identity could not be renewed, trying again", "pause", pause.Round(time.Millisecond), "expires", k.expires(), "error", err)
 			due = k.Now().Add(pause)
+			soonest = k.Now().Add(k.least(err, pause))
 		default:
 			wait.Reset()
 		}
-		if !k.sleep(ctx, due) {
+		if !k.sleep(ctx, due, soonest) {
 			return nil
 		}
 	}
 }
 
+// least is the part of a pause that holds even if the identity in use is
+// refused meanwhile: what the server has asked for, and all of it once it has
+// said that the agent may not come back, which it records each time.
+func (k *Keeper) least(err error, pause time.Duration) time.Duration {
+	if fault.KindOf(err) == fault.Denied && !pace.Refused(err) && !k.Now().Before(k.expires()) {
+		return pause
+	}
+	return min(pace.Asked(err), pause)
+}
+
 // sleep waits until it is due by the clock, which is looked at now and then: a
-// host that was suspended wakes with its timers where they were.
-func (k *Keeper) sleep(ctx context.Context, due time.Time) bool {
+// host that was suspended wakes with its timers where they were. From soonest
+// on it ends when the identity in use is refused.
+func (k *Keeper) sleep(ctx context.Context, due, soonest time.Time) bool {
 	for {
 		timer := time.NewTimer(min(max(due.Sub(k.Now()), 0), glance))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return false
+		case <-k.refused:
+			timer.Stop()
+			due = soonest
 		case <-timer.C:
 		}
 		if !k.Now().Before(due) {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/rpc"
 )
 
 // Pace is the waiting of one activity. It is for one goroutine.
@@ -28,6 +29,21 @@ const longest = 24 * time.Hour
 // agent has just replaced: no person must lift it.
 const ReasonKeyUnknown = "KEY_UNKNOWN"
 
+// Refused says whether the server has refused the identity itself that it was
+// shown: what it may take instead is the agent's to find.
+func Refused(err error) bool {
+	f := fault.Of(err)
+	return f != nil && (f.Reason == ReasonKeyUnknown || f.Reason == rpc.ReasonCertificateExpired)
+}
+
+// Asked is how long the server wants to be left alone; zero if it has not said.
+func Asked(err error) time.Duration {
+	if f := fault.Of(err); f != nil {
+		return max(0, min(f.RetryAfter, longest))
+	}
+	return 0
+}
+
 // After says how long to wait after the error. Full jitter (anything from zero
 // to the bound) spreads a fleet that lost its server best.
 func (p *Pace) After(err error) time.Duration {
@@ -37,13 +53,11 @@ func (p *Pace) After(err error) time.Duration {
 	}
 	p.tries++
 	wait := rand.N(bound) + bound/16
-	if f := fault.Of(err); f != nil {
-		if asked := min(f.RetryAfter, longest); asked > 0 {
-			wait = max(wait, asked) + rand.N(asked/4+1)
-		}
-		if f.Kind == fault.Denied && f.Reason != ReasonKeyUnknown {
-			wait = max(wait, min(patience, p.max))
-		}
+	if asked := Asked(err); asked > 0 {
+		wait = max(wait, asked) + rand.N(asked/4+1)
+	}
+	if f := fault.Of(err); f != nil && f.Kind == fault.Denied && f.Reason != ReasonKeyUnknown {
+		wait = max(wait, min(patience, p.max))
 	}
 	return wait
 }

@@ -37,9 +37,11 @@ type Config struct {
 	// Connect is called before the stream is opened: a connection that waits to be
 	// tried again is tried now. How long to wait is decided here alone, or two
 	// pauses that grow would come on top of each other.
-	Connect func()
+	Connect func(context.Context)
 	// Changed is called after the desired state has changed.
 	Changed func()
+	// Refused is called when the server is there and refuses the identity in use.
+	Refused func()
 	// Silence is how long the stream may say nothing before it is opened again.
 	// A connection that is dead is noticed sooner, by the transport.
 	Silence time.Duration
@@ -54,13 +56,14 @@ type Session struct {
 
 // New makes a session.
 func New(cfg Config) (*Session, error) {
-	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Connect == nil || cfg.Changed == nil || cfg.Silence <= 0 || cfg.Log == nil {
+	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Connect == nil || cfg.Changed == nil || cfg.Refused == nil || cfg.Silence <= 0 || cfg.Log == nil {
 		return nil, errors.New("session: incomplete configuration")
 	}
 	return &Session{Config: cfg, listenAgain: make(chan struct{}, 1), sendAgain: make(chan struct{}, 1)}, nil
 }
 
-// TryAgain ends the pauses: what was refused may be let in now.
+// TryAgain ends the pauses, and they begin anew: what was refused may be let in
+// now. The next try may still meet the connection that is being broken off.
 func (s *Session) TryAgain() {
 	for _, c := range []chan struct{}{s.listenAgain, s.sendAgain} {
 		select {
@@ -90,6 +93,9 @@ func (s *Session) Listen(ctx context.Context) error {
 			said = text
 			s.Log.WarnContext(ctx, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "error", err)
 		}
+		if pace.Refused(err) {
+			s.Refused()
+		}
 		if fault.KindOf(err) == fault.Conflict && !heard {
 			s.Desired.Forget() // it knows no such session: begin with everything
 		}
@@ -98,6 +104,7 @@ func (s *Session) Listen(ctx context.Context) error {
 			return nil
 		case <-time.After(pause):
 		case <-s.listenAgain:
+			wait.Reset()
 		}
 	}
 }
@@ -110,7 +117,7 @@ func (s *Session) subscribe(ctx context.Context) (heard bool, err error) {
 	silence := time.AfterFunc(s.Silence, func() { cancel(errSilent) })
 	defer silence.Stop()
 	session, revision := s.Desired.Resume()
-	s.Connect()
+	s.Connect(ctx)
 	stream, err := s.Client.Subscribe(ctx, &agentv1.SubscribeRequest{Session: session, Revision: revision, Info: s.Info})
 	if err != nil {
 		return false, err
@@ -167,6 +174,7 @@ func (s *Session) Send(ctx context.Context) error {
 			return nil
 		case <-time.After(wait.After(err)):
 		case <-s.sendAgain:
+			wait.Reset()
 		}
 	}
 }

@@ -59,7 +59,7 @@ func (c *conn) Invoke(ctx context.Context, method string, args, reply any, opts 
 		var e *fault.Error
 		if errors.As(err, &e) && away(e) && time.Since(begun) < patience && ctx.Err() == nil {
 			wait(ctx, max(e.RetryAfter, tryAgain))
-			rpc.TryNow(c.cc)
+			rpc.TryNow(ctx, c.cc)
 			try--
 			continue
 		}
