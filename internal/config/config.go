@@ -53,6 +53,20 @@ func (e *Error) Error() string {
 // Validator is what a configuration with rules between its fields has.
 type Validator interface{ Validate() error }
 
+// All joins what is wrong in the parts of a configuration into one error of one line; nil where nothing is.
+func All(errs ...error) error {
+	var wrong []string
+	for _, err := range errs {
+		if err != nil {
+			wrong = append(wrong, err.Error())
+		}
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return errors.New(strings.Join(wrong, "; and "))
+}
+
 // Load reads the file at path into the struct that into points to, which may
 // hold defaults already, and validates it.
 func Load(path string, into any) error {

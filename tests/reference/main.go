@@ -77,7 +77,7 @@ anchor or a merge key is refused with file, line and field, and the program ends
 file or it may not read it. What is left out has the default that is named here; where none is named, it is off or empty. Durations are written like ` + "`90d`, `36h`, `10m`, `500ms`" + `;
 a day is 24 hours. A secret never stands in a file: only the path of a file with it does.
 
-Each program checks its whole file before it does anything else.
+Each program checks its whole file before it does anything else, and says in one line what is wrong in each part of it.
 `
 
 func configuration(root string) ([]byte, error) {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sallyport-pki/sallyport/internal/boot"
 	"github.com/sallyport-pki/sallyport/internal/config"
+	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/monitor"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -98,7 +99,7 @@ const (
 	postgres = "postgres"
 )
 
-// complete fills in defaults and checks what is between the fields.
+// complete fills in defaults and checks everything.
 func (c *Config) complete() error {
 	if c.Data == "" {
 		return errors.New("data: missing: give the directory for all state by --data")
@@ -108,6 +109,11 @@ func (c *Config) complete() error {
 		return fmt.Errorf("data: %w", err)
 	}
 	c.Data = abs
+	c.fill()
+	return c.check()
+}
+
+func (c *Config) fill() {
 	fill(&c.Listen, DefaultListen)
 	fill(&c.KEK, filepath.Join(c.Data, datadir.FileKEK))
 	fill(&c.Operator.Name, "admin")
@@ -119,7 +125,7 @@ func (c *Config) complete() error {
 	fill(&c.Issuer.KeyEncryptionKey, c.KEK)
 	fill(&c.Issuer.SecretsDir, filepath.Join(c.Data, datadir.DirSecrets))
 	c.tracing()
-	return c.Validate()
+	c.databases()
 }
 
 // tracing gives each service that names no collector the one of all.
@@ -133,7 +139,7 @@ func (c *Config) tracing() {
 		{&c.Deployer.Tracing.Endpoint, &c.Deployer.Tracing.CA, &c.Deployer.Tracing.Sample},
 		{&c.Audit.Tracing.Endpoint, &c.Audit.Tracing.CA, &c.Audit.Tracing.Sample},
 	} {
-		if *of.endpoint == "" {
+		if *of.endpoint == "" && *of.ca == "" && *of.sample == 0 {
 			*of.endpoint, *of.ca, *of.sample = c.Tracing.Endpoint, c.Tracing.CA, c.Tracing.Sample
 		}
 	}
@@ -147,7 +153,7 @@ func (c *Config) databases() {
 		"deployer":  {&c.Deployer.Database.Driver, &c.Deployer.Database.DSN},
 		"audit":     {&c.Audit.Database.Driver, &c.Audit.Database.DSN},
 	} {
-		if *d.driver != "" {
+		if *d.driver != "" || *d.dsn != "" {
 			continue
 		}
 		*d.driver, *d.dsn = c.Database.Driver, c.Database.DSN
@@ -162,7 +168,6 @@ func (c Config) Places() (datadir.Places, error) {
 	if err := c.complete(); err != nil {
 		return datadir.Places{}, exit.With(exit.Usage, err)
 	}
-	c.databases()
 	p := datadir.Places{Data: c.Data, Databases: map[string]string{}}
 	for service, file := range map[string]string{
 		inventory.Name: sqliteFile(c.Inventory.Database.Driver, c.Inventory.Database.DSN),
@@ -203,30 +208,82 @@ func fill(s *string, def string) {
 	}
 }
 
-// Validate reports the first field that is wrong. What the services want of
-// theirs they check themselves.
+// Validate says all that is wrong, of each service its first field. What the command line may still give is not missed.
 func (c *Config) Validate() error {
-	if c.Listen != "" {
-		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
-			return fmt.Errorf("listen: %q: want host:port", c.Listen)
+	full := *c
+	fill(&full.Data, ".")
+	full.fill()
+	return full.check()
+}
+
+// check is for what has its defaults.
+func (c *Config) check() error {
+	wrong := []error{c.checkListen(), c.checkTrustDomain(), c.checkOperator(), c.checkDatabase(), c.Limits.Validate()}
+	if err := c.Log.Validate(); err != nil {
+		wrong = append(wrong, fmt.Errorf("log: %w", err))
+	}
+	wrong = append(wrong, c.Metrics.Validate())
+	said := map[string]bool{}
+	for _, of := range []struct {
+		name     string
+		err      error
+		database Database
+		tracing  Tracing
+	}{
+		{issuer.Name, c.Issuer.Validate(), Database{c.Issuer.Database.Driver, c.Issuer.Database.DSN}, Tracing(c.Issuer.Tracing)},
+		{inventory.Name, c.Inventory.Validate(), Database{c.Inventory.Database.Driver, c.Inventory.Database.DSN}, Tracing(c.Inventory.Tracing)},
+		{deployer.Name, c.Deployer.Validate(), Database{c.Deployer.Database.Driver, c.Deployer.Database.DSN}, Tracing(c.Deployer.Tracing)},
+		{audit.Name, c.Audit.Validate(), Database{c.Audit.Database.Driver, c.Audit.Database.DSN}, Tracing(c.Audit.Tracing)},
+	} {
+		if of.err == nil {
+			continue
+		}
+		text := of.name + "." + of.err.Error()
+		switch field := fault.Of(of.err).Field; {
+		case strings.HasPrefix(field, "database.") && of.database == c.Database: // said already
+			continue
+		case strings.HasPrefix(field, "tracing.") && of.tracing == c.Tracing:
+			text = of.err.Error()
+		}
+		if !said[text] {
+			said[text] = true
+			wrong = append(wrong, errors.New(text))
 		}
 	}
-	if c.TrustDomain != "" {
-		td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
-		if err != nil || td.Name() != c.TrustDomain {
-			return fmt.Errorf("trust_domain: %q: want a name such as sallyport.example.com: lower-case letters, digits, dots, dashes", c.TrustDomain)
-		}
+	return config.All(wrong...)
+}
+
+func (c *Config) checkListen() error {
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		return fmt.Errorf("listen: %q: want host:port", c.Listen)
 	}
-	if c.Operator.Name != "" {
-		if _, err := identity.OperatorID(spiffeid.RequireTrustDomainFromString(DefaultTrustDomain), c.Operator.Name); err != nil {
-			return fmt.Errorf("operator.name: %w", err)
-		}
+	return nil
+}
+
+func (c *Config) checkTrustDomain() error {
+	if c.TrustDomain == "" {
+		return nil
 	}
-	if l := c.Operator.Lifetime.Std(); l != 0 && l < time.Hour {
+	td, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	if err != nil || td.Name() != c.TrustDomain {
+		return fmt.Errorf("trust_domain: %q: want a name such as sallyport.example.com: lower-case letters, digits, dots, dashes", c.TrustDomain)
+	}
+	return nil
+}
+
+func (c *Config) checkOperator() error {
+	if _, err := identity.OperatorID(spiffeid.RequireTrustDomainFromString(DefaultTrustDomain), c.Operator.Name); err != nil {
+		return fmt.Errorf("operator.name: %w", err)
+	}
+	if c.Operator.Lifetime.Std() < time.Hour {
 		return fmt.Errorf("operator.lifetime: %s: must be at least 1h", c.Operator.Lifetime)
 	}
+	return nil
+}
+
+func (c *Config) checkDatabase() error {
 	switch c.Database.Driver {
-	case "", sqlite:
+	case sqlite:
 		if c.Database.DSN != "" {
 			return errors.New("database.dsn: SQLite files lie in the data directory: leave it out, or say driver: postgres")
 		}
@@ -237,13 +294,7 @@ func (c *Config) Validate() error {
 	default:
 		return fmt.Errorf("database.driver: %q: want sqlite or postgres", c.Database.Driver)
 	}
-	if err := c.Limits.Validate(); err != nil {
-		return err
-	}
-	if err := c.Log.Validate(); err != nil {
-		return fmt.Errorf("log: %w", err)
-	}
-	return c.Metrics.Validate()
+	return nil
 }
 
 // LogValue shows what is in effect.

@@ -177,7 +177,6 @@ func (s *site) openDir(context.Context) error {
 	}
 	s.dir = d
 	s.onClose(d.Close)
-	s.cfg.databases()
 	restored, err := d.Restored()
 	if err != nil {
 		return err

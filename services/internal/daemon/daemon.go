@@ -88,10 +88,24 @@ func (c Config) Validate() error {
 	if r := c.NATS.Replicas; r != 0 && r != 1 && r != 3 && r != 5 {
 		return fault.Invalid("nats.replicas", "%d: want 1, 3 or 5", r)
 	}
+	if err := c.Limits.Validate(); err != nil {
+		return err
+	}
 	if err := c.Log.Validate(); err != nil {
 		return fault.Invalid("log", "%v", err)
 	}
 	return c.Metrics.Validate()
+}
+
+// CheckPeer wants the address of another service.
+func CheckPeer(field, address string) error {
+	if address == "" {
+		return fault.Invalid(field, "must not be empty: give host:port")
+	}
+	if _, _, err := net.SplitHostPort(address); err != nil {
+		return fault.Invalid(field, "%q: want host:port", address)
+	}
+	return nil
 }
 
 // Service is the seam of a service as the daemon runs it. One that also has Deny(identity.Caller) error gives the server its

@@ -16,10 +16,7 @@ type configuration struct {
 }
 
 func (c configuration) Validate() error {
-	if err := c.Daemon.Validate(); err != nil {
-		return err
-	}
-	return c.Audit.Validate()
+	return config.All(c.Daemon.Validate(), c.Audit.Validate())
 }
 
 func main() { daemon.Main(audit.Name, run) }

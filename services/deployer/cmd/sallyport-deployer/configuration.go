@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 
+	"github.com/sallyport-pki/sallyport/internal/config"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/services/deployer"
@@ -34,20 +35,18 @@ type peers struct {
 }
 
 func (c configuration) Validate() error {
-	if err := c.Daemon.Validate(); err != nil {
-		return err
+	return config.All(c.Daemon.Validate(), c.Authority.validate(), daemon.CheckPeer("peers.issuer", c.Peers.Issuer),
+		daemon.CheckPeer("peers.inventory", c.Peers.Inventory), c.Deployer.Validate())
+}
+
+func (a authority) validate() error {
+	if a.Certificate == "" {
+		return fault.Invalid("svid_authority.certificate", "must not be empty: give the file with the trust domain's root certificate")
 	}
-	for _, required := range []struct{ field, value, give string }{
-		{"svid_authority.certificate", c.Authority.Certificate, "the file with the trust domain's root certificate"},
-		{"svid_authority.key", c.Authority.Key, "the file with its private key"},
-		{"peers.issuer", c.Peers.Issuer, "host:port"},
-		{"peers.inventory", c.Peers.Inventory, "host:port"},
-	} {
-		if required.value == "" {
-			return fault.Invalid(required.field, "must not be empty: give %s", required.give)
-		}
+	if a.Key == "" {
+		return fault.Invalid("svid_authority.key", "must not be empty: give the file with its private key")
 	}
-	return c.Deployer.Validate()
+	return nil
 }
 
 // readableByOthers are the mode bits that a key file must not have.

@@ -61,6 +61,8 @@ func TestConfiguration(t *testing.T) {
 		{"certificate: /etc/sallyport/root.pem, ", "", "svid_authority.certificate"},
 		{"driver: postgres", "driver: oracle", "database.driver"},
 		{"tls://nats:4222", "nats://nats:4222", "nats.url"},
+		{"streams_per_agent: 2", "streams_per_agent: -2", "limits"},
+		{"issuer: \"issuer:7443\"", "issuer: issuer", "peers.issuer"},
 		{"away_after: 3m", "away_after: 30s", "agents.away_after"},
 	} {
 		if _, err := load(strings.Replace(full, c.old, c.new, 1)); err == nil || !strings.Contains(err.Error(), c.want) {

@@ -6,7 +6,6 @@ import (
 	"context"
 
 	"github.com/sallyport-pki/sallyport/internal/config"
-	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/internal/daemon"
 	"github.com/sallyport-pki/sallyport/services/issuer"
 )
@@ -24,13 +23,7 @@ type peers struct {
 }
 
 func (c configuration) Validate() error {
-	if err := c.Daemon.Validate(); err != nil {
-		return err
-	}
-	if c.Peers.Inventory == "" {
-		return fault.Invalid("peers.inventory", "must not be empty: give host:port")
-	}
-	return c.Issuer.Validate()
+	return config.All(c.Daemon.Validate(), daemon.CheckPeer("peers.inventory", c.Peers.Inventory), c.Issuer.Validate())
 }
 
 func main() { daemon.Main(issuer.Name, run) }
