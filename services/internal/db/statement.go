@@ -3,6 +3,8 @@ package db
 import (
 	"context"
 	"database/sql"
+	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -21,7 +23,54 @@ type statements struct {
 // statement is in use as long as its last rows are open.
 type statement struct {
 	*sql.Stmt
-	rows *sql.Rows
+	order []int // which argument each of its parameters stands for
+	rows  *sql.Rows
+}
+
+// args are the arguments in the order of the parameters.
+func (s *statement) args(given []any) []any {
+	if s.order == nil {
+		return given
+	}
+	ordered := make([]any, len(s.order))
+	for i, n := range s.order {
+		if n >= len(given) {
+			return given // too few, which the driver says
+		}
+		ordered[i] = given[n]
+	}
+	return ordered
+}
+
+// positional gives a query with plain parameters instead of numbered ones, and which argument each stands for: to SQLite $1 is a
+// name, which the driver fetches and compares for each argument of each call. A query that has none, or others too, stays as it is.
+func positional(query string) (plain string, order []int) {
+	if strings.ContainsAny(query, "?@:") || strings.Contains(query, "--") || strings.Contains(query, "/*") || strings.Count(query, "'")%2 != 0 {
+		return query, nil
+	}
+	var b strings.Builder
+	for i, part := range strings.SplitAfter(query, "'") { // each second one is a literal
+		if i%2 == 1 {
+			b.WriteString(part)
+			continue
+		}
+		for {
+			before, after, more := strings.Cut(part, "$")
+			b.WriteString(before)
+			if !more {
+				break
+			}
+			digits := len(after) - len(strings.TrimLeft(after, "0123456789"))
+			n, err := strconv.Atoi(after[:digits])
+			if err != nil || n < 1 {
+				return query, nil
+			}
+			b.WriteByte('?')
+			order = append(order, n-1)
+			part = after[digits:]
+		}
+	}
+	return b.String(), order
 }
 
 func newStatements(conn *sql.Conn) *statements {
@@ -48,11 +97,12 @@ func (s *statements) of(ctx context.Context, query string) *statement {
 	if len(s.all) == maxStatements {
 		s.forget()
 	}
-	prepared, err := s.conn.PrepareContext(ctx, query)
+	plain, order := positional(query)
+	prepared, err := s.conn.PrepareContext(ctx, plain)
 	if err != nil {
 		return nil
 	}
-	s.all[query] = &statement{Stmt: prepared}
+	s.all[query] = &statement{Stmt: prepared, order: order}
 	return s.all[query]
 }
 

@@ -316,7 +316,7 @@ func (t *groupTx) Exec(ctx context.Context, query string, args ...any) (sql.Resu
 	}
 	ctx = context.WithoutCancel(ctx)
 	if known := t.known.of(ctx, query); known != nil {
-		return known.ExecContext(ctx, args...)
+		return known.ExecContext(ctx, known.args(args)...)
 	}
 	return t.conn.ExecContext(ctx, query, args...)
 }
@@ -330,7 +330,7 @@ func (t *groupTx) Query(ctx context.Context, query string, args ...any) (*sql.Ro
 	var rows *sql.Rows
 	var err error
 	if known != nil {
-		rows, err = known.QueryContext(ctx, args...)
+		rows, err = known.QueryContext(ctx, known.args(args)...)
 	} else {
 		rows, err = t.conn.QueryContext(ctx, query, args...)
 	}
@@ -349,7 +349,7 @@ func (t *groupTx) QueryRow(ctx context.Context, query string, args ...any) *sql.
 	if t.check(ctx) == nil {
 		ctx = context.WithoutCancel(ctx)
 		if known := t.known.of(ctx, query); known != nil {
-			return known.QueryRowContext(ctx, args...)
+			return known.QueryRowContext(ctx, known.args(args)...)
 		}
 	} else if ctx.Err() == nil { // over: a *sql.Row with an error can only be had through a dead ctx
 		dead, cancel := context.WithCancel(ctx)
