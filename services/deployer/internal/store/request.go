@@ -18,6 +18,8 @@ type Request struct {
 	Assignment rollout.Assignment
 	Sent       bool // the issuer is known to have it
 	Tries      int
+
+	next time.Time // when it was to be spoken about, as it was read
 }
 
 // Request reads one; ok is false when the assignment does not wait for the issuer any more.
@@ -25,7 +27,7 @@ func (s *Store) Request(ctx context.Context, id string) (q Request, ok bool, err
 	err = s.read(ctx, func(ctx context.Context, t *txn) error {
 		list, err := t.records(ctx, `id = $1 AND state = 'requested'`, id)
 		if err == nil && len(list) == 1 {
-			q, ok = Request{Assignment: list[0].Assignment, Sent: list[0].requestSent, Tries: list[0].requestTries}, true
+			q, ok = Request{Assignment: list[0].Assignment, Sent: list[0].requestSent, Tries: list[0].requestTries, next: list[0].requestNext}, true
 		}
 		return err
 	})
@@ -72,10 +74,10 @@ func (s *Store) ReleaseRequests(ctx context.Context, ids []string) error {
 	})
 }
 
-// PostponeRequest says when to speak to the issuer again. An event that asked for it meanwhile wins.
+// PostponeRequest says when to speak to the issuer again, unless an event has asked for it since q was read.
 func (s *Store) PostponeRequest(ctx context.Context, q Request, until time.Time, sent bool) error {
 	return s.onRequest(ctx, q.Assignment, func(ctx context.Context, t *txn, r *record) error {
-		if sent && !r.requestSent || r.requestNext.After(t.now) { // else an event has asked for it meanwhile
+		if r.requestNext.Equal(q.next) {
 			r.requestNext = until
 		}
 		r.requestTries, r.requestSent = q.Tries+1, sent
