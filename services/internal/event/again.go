@@ -3,12 +3,14 @@ package event
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+	"github.com/sallyport-pki/sallyport/services/internal/db"
 )
 
 const (
@@ -26,6 +28,21 @@ type upkeep struct {
 	pruned   time.Time       // when to prune next
 	compared bool            // the stream with the outbox
 	answered map[string]bool // gaps that consumers told of
+	trust    trust           // in the clock
+}
+
+// begin asks the broker what it has, until it is known whether the store was set back. What is published before that would be the last
+// that the stream has from here, and hide it; and what comes again would be dropped as a double.
+func (k *upkeep) begin(ctx context.Context) {
+	for failures := 0; ctx.Err() == nil && !k.compared; failures++ {
+		err := k.examine(ctx)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		pause := min(firstPause<<min(failures, 10), longPause)
+		k.c.Log.WarnContext(ctx, "events wait in the outbox: the broker does not say what it has", "service", k.c.Service, "attempt", failures+1, "retry_in", pause, "error", err)
+		sleep(ctx, pause/2+rand.N(pause/2))
+	}
 }
 
 // pass does what is due and says when to come again at the latest.
@@ -36,9 +53,10 @@ func (k *upkeep) pass(ctx context.Context) time.Duration {
 			k.trouble(ctx, "asking the broker what it has", err)
 			return lookEvery // nothing may be forgotten that is still to be published again
 		}
-		k.examined = now
 	}
-	if now.Before(k.pruned) && k.pruned.Sub(now) <= pruneEach {
+	trusted, err := k.trust.look(ctx, k.Relay)
+	k.trouble(ctx, "noting the time", err)
+	if !trusted || now.Before(k.pruned) && k.pruned.Sub(now) <= pruneEach {
 		return lookEvery
 	}
 	more, err := prune(ctx, k.c.DB, now)
@@ -67,12 +85,11 @@ func (k *upkeep) examine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	told, err := k.told(asking, stream)
+	info := stream.CachedInfo()
+	begun, err := k.remembered(asking, stream)
 	if err != nil {
 		return err
 	}
-	info := stream.CachedInfo()
-	begun := latest(info.Created, setBack(info.Config))
 	if !k.compared {
 		if begun, err = k.compare(ctx, stream, begun); err != nil {
 			return err
@@ -83,31 +100,66 @@ func (k *upkeep) examine(ctx context.Context) error {
 	if begun.After(info.Created) {
 		k.salt = "@" + strconv.FormatInt(begun.UnixMicro(), 10)
 	}
-	if err := k.stream(ctx, begun); err != nil {
+	told, err := k.told(asking, stream)
+	if err != nil {
 		return err
 	}
-	return k.gaps(ctx, told)
+	if err := k.stream(ctx, info.Created, begun); err != nil {
+		return err
+	}
+	if err := k.gaps(ctx, told); err != nil {
+		return err
+	}
+	k.examined = k.c.Now()
+	return nil
+}
+
+// remembered is when the stream has begun. That it began anew it may have forgotten: a daemon that starts can write its metadata as they
+// were a moment before, and one of an older version leaves none. Then it is told once more.
+func (k *upkeep) remembered(ctx context.Context, stream jetstream.Stream) (time.Time, error) {
+	info := stream.CachedInfo()
+	begun := latest(info.Created, setBack(info.Config))
+	known, made, err := marksOfStream(ctx, k.c.DB)
+	if err != nil || !made.Equal(info.Created.Truncate(time.Microsecond)) || !known.After(begun) {
+		return begun, err
+	}
+	k.c.Log.WarnContext(ctx, "the event stream has forgotten that it began anew: it is told again", "service", k.c.Service, "stream_begun", known)
+	return setStreamBack(ctx, k.c.JS, stream, known)
 }
 
 // stream notices a stream that was made anew, or is to be taken for a new one: the broker has lost its data, or a store was restored
 // from a backup. What was published before that is in no stream, or its consumers are said to have had what they have lost.
-func (k *upkeep) stream(ctx context.Context, begun time.Time) error {
-	known, err := mark(ctx, k.c.DB, "stream")
-	if err != nil || known.Equal(begun.Truncate(time.Microsecond)) {
+func (k *upkeep) stream(ctx context.Context, made, begun time.Time) error {
+	made, begun = made.Truncate(time.Microsecond), begun.Truncate(time.Microsecond)
+	known, its, err := marksOfStream(ctx, k.c.DB)
+	if err != nil || known.Equal(begun) && its.Equal(made) {
 		return err
 	}
-	if err := renew(ctx, k.c.DB, begun, k.c.Now()); err != nil {
-		return err
+	if !known.Equal(begun) {
+		now := k.c.Now()
+		if err := renew(ctx, k.c.DB, begun, now); err != nil {
+			return err
+		}
+		n := 0
+		// What is said to be published later than now was, while the clock was wrong.
+		for _, g := range []gap{{time.Time{}, begun.Add(skew)}, {latest(begun, now).Add(skew), farAway}} {
+			more, err := again(ctx, k.c.DB, g.from, g.until)
+			if err != nil {
+				return err
+			}
+			n += more
+		}
+		if n > 0 {
+			k.c.Log.WarnContext(ctx, "the event stream is a new one: what is kept of the events is published again, and who has them drops them",
+				"service", k.c.Service, "events", n, "stream_begun", begun)
+		}
 	}
-	n, err := again(ctx, k.c.DB, time.Time{}, begun.Add(skew))
-	if err != nil {
-		return err
-	}
-	if n > 0 {
-		k.c.Log.WarnContext(ctx, "the event stream is a new one: what is kept of the events is published again, and who has them drops them",
-			"service", k.c.Service, "events", n, "stream_begun", begun)
-	}
-	return setMark(ctx, k.c.DB, "stream", begun) // last: cut off before this, all of it is done again
+	return k.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error { // last: cut off before this, all of it is done again
+		if err := setMarkIn(ctx, tx, markMade, made); err != nil {
+			return err
+		}
+		return setMarkIn(ctx, tx, markStream, begun)
+	})
 }
 
 // metaGap is the metadata by which a consumer tells all services what it has missed.

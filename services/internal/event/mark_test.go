@@ -86,6 +86,16 @@ func (w outboxOf) messages() uint64 {
 	return s.CachedInfo().State.Msgs
 }
 
+// count gives how many rows a query finds.
+func (w outboxOf) count(query string, args ...any) (n int) {
+	w.t.Helper()
+	err := w.db.Read(w.t.Context(), func(ctx context.Context, tx db.Tx) error { return tx.QueryRow(ctx, query, args...).Scan(&n) })
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return n
+}
+
 func (w outboxOf) relay(js jetstream.JetStream, now func() time.Time) *upkeep {
 	w.t.Helper()
 	r, err := NewRelay(RelayConfig{DB: w.db, JS: js, Service: "issuer", Log: servicetest.Log(w.t), Now: now})

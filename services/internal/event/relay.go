@@ -78,7 +78,7 @@ func (r *Relay) Run(ctx context.Context) error {
 	emitted := r.c.DB.Listen(outboxTopic)
 	return lease.Run(ctx, r.c.DB, "outbox", leaseTTL, func(ctx context.Context) error {
 		keep := &upkeep{Relay: r, answered: map[string]bool{}}
-		for {
+		for keep.begin(ctx); ctx.Err() == nil; {
 			again := keep.pass(ctx)
 			if more := r.drain(ctx); more {
 				continue
@@ -91,6 +91,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			case <-time.After(again):
 			}
 		}
+		return nil
 	})
 }
 

@@ -19,6 +19,9 @@ const (
 	keepInbox  = 70 * 24 * time.Hour // after it was last received
 )
 
+// farAway is later than anything.
+var farAway = time.Unix(1<<40, 0)
+
 const (
 	pruneEach   = time.Hour
 	pruneAtOnce = 500 // rows in one transaction
@@ -114,6 +117,23 @@ func found(ctx context.Context, tx db.Tx, query string, args ...any) ([]string, 
 		ids = append(ids, id)
 	}
 	return ids, rows.Err()
+}
+
+// Names of marks: when the stream that this store publishes to has begun, and when it was made, which is earlier where it began anew.
+const (
+	markStream = "stream"
+	markMade   = "stream made"
+)
+
+func marksOfStream(ctx context.Context, d *db.DB) (begun, made time.Time, err error) {
+	err = d.Read(ctx, func(ctx context.Context, tx db.Tx) (err error) {
+		if begun, err = markIn(ctx, tx, markStream); err != nil {
+			return err
+		}
+		made, err = markIn(ctx, tx, markMade)
+		return err
+	})
+	return begun, made, err
 }
 
 // mark reads when something of that name was last noted; zero if never.

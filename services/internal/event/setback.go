@@ -53,11 +53,11 @@ func (k *upkeep) compare(ctx context.Context, stream jetstream.Stream, begun tim
 			if err := k.tell(ctx, foreign, last.Time); err != nil {
 				return begun, err
 			}
-			return k.setBack(ctx, stream, latest(at, last.Time))
+			return setStreamBack(ctx, k.c.JS, stream, latest(at, last.Time))
 		}
 	}
 	if k.c.Restored.After(begun) {
-		return k.setBack(ctx, stream, at)
+		return setStreamBack(ctx, k.c.JS, stream, at)
 	}
 	return begun, nil
 }
@@ -108,8 +108,8 @@ func (k *upkeep) tell(ctx context.Context, foreign string, published time.Time) 
 	})
 }
 
-// setBack has the stream begin at that time.
-func (k *upkeep) setBack(ctx context.Context, stream jetstream.Stream, at time.Time) (time.Time, error) {
+// setStreamBack has the stream begin at that time.
+func setStreamBack(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream, at time.Time) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
 	info, err := stream.Info(ctx)
@@ -123,7 +123,7 @@ func (k *upkeep) setBack(ctx context.Context, stream jetstream.Stream, at time.T
 		c.Metadata = map[string]string{}
 	}
 	c.Metadata[metaSetBack] = strconv.FormatInt(at.UnixMicro(), 10)
-	if _, err := k.c.JS.UpdateStream(ctx, c); err != nil {
+	if _, err := js.UpdateStream(ctx, c); err != nil {
 		return at, fmt.Errorf("telling that the stream is to begin anew: %w", err)
 	}
 	return at, nil
