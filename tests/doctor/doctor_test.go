@@ -93,6 +93,7 @@ var damages = []damage{
 	{rule: "record-of-event", service: "audit", subject: "records", store: "issuer", sql: `DELETE FROM outbox WHERE ` + hidden},
 	{rule: "record-of-event", service: "audit", subject: "records/", store: "deployer", sql: `DELETE FROM outbox WHERE ` + hidden, full: true},
 	{rule: "log-indexed", service: "audit", subject: "log", store: "audit", sql: `INSERT INTO event_position (bucket, block, entries) VALUES (1, 0, zeroblob(24))`, late: true},
+	{rule: "event-postponed", service: "inventory", subject: "events/00000000-0000-7000-8000-000000000001", store: "inventory", sql: `INSERT INTO postponed (event_id, consumer, payload, since, tries, due, error) VALUES (` + other + `, 'nobody', x'', 1, 0, 1, 'not now')`},
 	{rule: "event-skipped", service: "inventory", subject: "events/00000000-0000-7000-8000-000000000001", store: "inventory", sql: `INSERT INTO inbox (event_id, received, error) VALUES (` + other + `, 1, 'what is this?')`},
 	{rule: "lease", service: "deployer", subject: "leases/broken", store: "deployer", sql: `INSERT INTO lease (name, holder, fence, beat, ttl) VALUES ('broken', '', 0, 0, 1000000)`},
 	{rule: "event-readable", service: "issuer", subject: "events/", store: "issuer", sql: `UPDATE outbox SET payload = x'ffff' WHERE ` + hidden, full: true},

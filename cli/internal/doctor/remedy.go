@@ -3,12 +3,13 @@ package doctor
 // remedies say what to do, by rule. docs/doctor.md explains each.
 var remedies = map[string]string{
 	// Every store.
-	"outbox-stuck":   "NATS is away or full: see the service's log for \"events wait in the outbox\"; nothing is lost meanwhile",
-	"event-skipped":  "see the service's log for \"event skipped for ever\"; upgrade the service if it is older than the one that told the event",
-	"lease":          "stop all replicas of the service, delete that row of table lease, start them",
-	"event-readable": "the store is damaged: restore it from a backup",
-	"database":       "the disk or the file is damaged: restore the store from a backup",
-	"consumer-lag":   "see the service's log for \"not handled yet\" and \"not being received\"; it goes on by itself once the cause is gone",
+	"outbox-stuck":    "NATS is away or full: see the service's log for \"events wait in the outbox\"; nothing is lost meanwhile",
+	"event-skipped":   "see the service's log for \"event skipped for ever\"; upgrade the service if it is older than the one that told the event",
+	"event-postponed": "see the message; it is tried every minute and goes on by itself once the cause is gone",
+	"lease":           "stop all replicas of the service, delete that row of table lease, start them",
+	"event-readable":  "the store is damaged: restore it from a backup",
+	"database":        "the disk or the file is damaged: restore the store from a backup",
+	"consumer-lag":    "see the service's log for \"not handled yet\" and \"not being received\"; it goes on by itself once the cause is gone",
 	// The issuer's.
 	"request-ended":             "the store was changed by hand or is damaged: restore it from a backup",
 	"request-abandoned":         "cancel the request; the deployer asks again",

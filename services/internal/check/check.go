@@ -114,6 +114,8 @@ var common = []Rule{
 		WHERE published_at IS NULL AND created < $1 ORDER BY id`, patient)},
 	{Name: "event-skipped", Broken: SQL(`SELECT 'events/' || event_id, 'was received and could not be used: ' || error FROM inbox
 		WHERE error <> '' ORDER BY received`)},
+	{Name: "event-postponed", Broken: SQL(`SELECT 'events/' || event_id, 'fails again and again at consumer ' || consumer || ': ' || error FROM postponed
+		ORDER BY since`)},
 	{Name: "lease", Broken: SQL(`SELECT 'leases/' || name, 'has the fencing number ' || CAST(fence AS TEXT) || ' and lasts ' || CAST(ttl AS TEXT) || ' microseconds'
 		FROM lease WHERE fence < 1 OR ttl < 1 OR beat < 0 ORDER BY name`)},
 	{Name: "event-readable", Full: true, Broken: unreadable},

@@ -57,7 +57,7 @@ type ConsumerConfig struct {
 	// Handle does what the new events of one message ask for, in the transaction that notes them as received: both or neither. They
 	// come without their facts, which are for the audit log: nothing is decided by them, and to read them takes longest.
 	// After an error each of them is handled alone: one of kind fault.Permanent skips the event, for ever; any other brings it
-	// again, later.
+	// again, later, and does not hold up others however often.
 	Handle func(context.Context, db.Tx, []*eventv1.Event) error
 	// Repeatable says that Handle bears an event that was handled before, however long ago: its id is then not remembered.
 	Repeatable bool
@@ -86,6 +86,7 @@ type Consumer struct {
 	c          ConsumerConfig
 	attendance *Attendance
 	skipped    atomic.Int64
+	postponed  chan struct{} // tells that there is something new to try
 }
 
 // NewConsumer validates c.
@@ -99,12 +100,13 @@ func NewConsumer(c ConsumerConfig) (*Consumer, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Consumer{c: c, attendance: &Attendance{DB: c.DB, JS: c.JS, Durable: c.Durable, Log: c.Log, Now: c.Now}}, nil
+	return &Consumer{c: c, postponed: make(chan struct{}, 1), attendance: &Attendance{DB: c.DB, JS: c.JS, Durable: c.Durable, Log: c.Log, Now: c.Now}}, nil
 }
 
 // Run consumes until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS was away. The context
 // given to Handle derives from ctx, so ctx carries the service's own identity.
 func (c *Consumer) Run(ctx context.Context) error {
+	defer c.retrying(ctx)()
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
 		begun := time.Now()
 		err := c.consume(ctx)
@@ -132,7 +134,7 @@ func (c *Consumer) consume(ctx context.Context) error {
 		AckPolicy:      jetstream.AckExplicitPolicy,
 		AckWait:        ackWait,
 		MaxDeliver:     -1,
-		MaxAckPending:  1024,
+		MaxAckPending:  maxUnanswered,
 	})
 	if err != nil {
 		return err
@@ -258,9 +260,7 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 	case errors.Is(err, errUndecodable):
 		err = m.TermWithReason("undecodable")
 	default:
-		delay := firstRetry << min(meta.NumDelivered-1, 6)
-		delay = min(delay, lastRetry)
-		delay = delay/2 + rand.N(delay/2)
+		delay := retryIn(int64(meta.NumDelivered))
 		c.c.Log.WarnContext(ctx, "event not handled yet", "consumer", c.c.Durable, "stream_seq", meta.Sequence.Stream, "delivered", meta.NumDelivered, "retry_in", delay, "error", err)
 		err = m.NakWithDelay(delay)
 	}
@@ -319,17 +319,23 @@ func (c *Consumer) batch(ctx context.Context, m jetstream.Msg, meta *jetstream.M
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	var failures []error
+	var failures []failure
 	for _, e := range events {
 		err := c.handle(ctx, []*eventv1.Event{e})
 		if fault.KindOf(err) == fault.Permanent {
 			err = c.skip(ctx, e.GetId(), err)
 		}
 		if err != nil {
-			failures = append(failures, fmt.Errorf("%s %s: %w", e.GetType(), e.GetId(), err))
+			failures = append(failures, failure{e, err})
 		}
 	}
-	return errors.Join(failures...)
+	switch {
+	case len(failures) == 0:
+		return nil
+	case meta.NumDelivered >= patience && ctx.Err() == nil:
+		return c.postpone(ctx, failures, meta.Timestamp)
+	}
+	return fmt.Errorf("%d events: %s", len(failures), failures)
 }
 
 // count gives the number of events in a message, as far as it can be read.
@@ -397,8 +403,9 @@ func without(message []byte, field protowire.Number) []byte {
 	return kept
 }
 
-// handle is one transaction. A panic in the handler counts as its error: the event comes again, and the stack is in the log.
-func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err error) {
+// handle is one transaction, which begins with what is to be done first. A panic in the handler counts as its error: the event comes
+// again, and the stack is in the log.
+func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event, first ...func(context.Context, db.Tx) error) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			c.c.Log.ErrorContext(ctx, "panic while handling an event", "consumer", c.c.Durable, "panic", r, "stack", string(debug.Stack()))
@@ -408,6 +415,11 @@ func (c *Consumer) handle(ctx context.Context, events []*eventv1.Event) (err err
 	begun := time.Now()
 	fresh := events
 	err = c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) (err error) {
+		for _, do := range first {
+			if err := do(ctx, tx); err != nil {
+				return err
+			}
+		}
 		if !c.c.Repeatable {
 			if fresh, err = receive(ctx, tx, events, c.c.Now()); err != nil || len(fresh) == 0 {
 				return err
@@ -442,7 +454,7 @@ func (c *Consumer) skip(ctx context.Context, id string, why error) error {
 	c.c.Log.ErrorContext(ctx, "event skipped for ever", "consumer", c.c.Durable, "event", id, "skipped_since_start", c.skipped.Add(1), "error", why)
 	return c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		_, err := tx.Exec(ctx, `INSERT INTO inbox (event_id, received, error) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING`,
-			id, db.FromTime(c.c.Now()), strings.ToValidUTF8(why.Error(), "?"))
+			id, db.FromTime(c.c.Now()), reason(why))
 		return err
 	})
 }

@@ -46,7 +46,7 @@ func Monitor(m *monitor.Service, w Monitored) error {
 		return err
 	}
 	for durable, subjects := range w.Consumers {
-		if err := m.Survey(lag(w.JS, durable, subjects)); err != nil {
+		if err := m.Survey(lag(w, durable, subjects)); err != nil {
 			return err
 		}
 	}
@@ -91,15 +91,16 @@ func textOf(payload []byte, field protowire.Number) string {
 const maxCounted = 100_000
 
 var (
-	waitingDesc = prometheus.NewDesc("sallyport_outbox_waiting_events", fmt.Sprintf("Events that wait to be published; %d stands for that many or more.", maxCounted), nil, nil)
-	oldestDesc  = prometheus.NewDesc("sallyport_outbox_oldest_waiting_age_seconds", "Age of the oldest event that waits to be published; 0 when none does.", nil, nil)
-	skippedDesc = prometheus.NewDesc("sallyport_inbox_skipped_events", "Events that were skipped for ever because they can never be handled.", nil, nil)
+	waitingDesc   = prometheus.NewDesc("sallyport_outbox_waiting_events", fmt.Sprintf("Events that wait to be published; %d stands for that many or more.", maxCounted), nil, nil)
+	oldestDesc    = prometheus.NewDesc("sallyport_outbox_oldest_waiting_age_seconds", "Age of the oldest event that waits to be published; 0 when none does.", nil, nil)
+	postponedDesc = prometheus.NewDesc("sallyport_inbox_postponed_events", fmt.Sprintf("Events that failed again and again and are tried until they can be handled; %d stands for that many or more.", maxCounted), nil, nil)
+	skippedDesc   = prometheus.NewDesc("sallyport_inbox_skipped_events", "Events that were skipped for ever because they can never be handled.", nil, nil)
 )
 
 // boxes surveys outbox and inbox.
 func boxes(d *db.DB) monitor.Survey {
-	return monitor.Survey{Name: "events", Metrics: []*prometheus.Desc{waitingDesc, oldestDesc, skippedDesc}, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
-		var waiting, skipped int
+	return monitor.Survey{Name: "events", Metrics: []*prometheus.Desc{waitingDesc, oldestDesc, postponedDesc, skippedDesc}, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
+		var waiting, postponed, skipped int
 		var oldest time.Time
 		err := d.Read(ctx, func(ctx context.Context, tx db.Tx) error {
 			for _, kind := range []string{facts, observations} {
@@ -121,6 +122,10 @@ func boxes(d *db.DB) monitor.Survey {
 					oldest = t
 				}
 			}
+			err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT 1 FROM postponed LIMIT $1) AS held`, maxCounted).Scan(&postponed)
+			if err != nil {
+				return err
+			}
 			return tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT 1 FROM inbox WHERE error <> '' LIMIT $1) AS skipped`, maxCounted).Scan(&skipped)
 		})
 		if err != nil {
@@ -128,6 +133,7 @@ func boxes(d *db.DB) monitor.Survey {
 		}
 		sheet.Gauge(waitingDesc, float64(min(waiting, maxCounted)))
 		sheet.Gauge(oldestDesc, age(oldest))
+		sheet.Gauge(postponedDesc, float64(postponed))
 		sheet.Gauge(skippedDesc, float64(skipped))
 		return nil
 	}}
@@ -142,29 +148,36 @@ func age(t time.Time) float64 {
 }
 
 // lag surveys a consumer at JetStream.
-func lag(js jetstream.JetStream, durable string, subjects []string) monitor.Survey {
+func lag(w Monitored, durable string, subjects []string) monitor.Survey {
 	desc := func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc("sallyport_consumer_"+name, help, nil, prometheus.Labels{"consumer": durable})
 	}
 	pending := desc("pending_messages", "Messages at the broker that were not delivered to the consumer yet; replicas share a consumer and show the same.")
 	unacked := desc("unacknowledged_messages", "Messages that were delivered and not acknowledged yet.")
 	redelivered := desc("redelivered_messages", "Messages not acknowledged yet that were delivered more than once.")
-	unhandled := desc("oldest_unhandled_age_seconds", "Age of the oldest message that the consumer has not acknowledged; 0 when it has all.")
+	unhandled := desc("oldest_unhandled_age_seconds", "Age of the oldest message that the consumer has not acknowledged, or of which an event is postponed; 0 when it has handled all.")
 	metrics := []*prometheus.Desc{pending, unacked, redelivered, unhandled}
 	return monitor.Survey{Name: "consumer-" + durable, Metrics: metrics, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
-		if !js.Conn().IsConnected() {
+		if !w.JS.Conn().IsConnected() {
 			return errAway
 		}
-		consumer, err := js.Consumer(ctx, StreamName, durable)
+		consumer, err := w.JS.Consumer(ctx, StreamName, durable)
 		if err != nil {
 			return fmt.Errorf("looking at consumer %s: %w", durable, err)
 		}
 		info := consumer.CachedInfo()
 		var oldest time.Time
 		if info.NumPending > 0 || info.NumAckPending > 0 {
-			if oldest, err = unhandledSince(ctx, js, info.AckFloor.Stream+1, subjects); err != nil {
+			if oldest, err = unhandledSince(ctx, w.JS, info.AckFloor.Stream+1, subjects); err != nil {
 				return fmt.Errorf("looking at what consumer %s has not handled: %w", durable, err)
 			}
+		}
+		postponed, err := postponedSince(ctx, w.DB, durable)
+		if err != nil {
+			return fmt.Errorf("looking at what consumer %s has postponed: %w", durable, err)
+		}
+		if oldest.IsZero() || !postponed.IsZero() && postponed.Before(oldest) {
+			oldest = postponed
 		}
 		sheet.Gauge(pending, float64(info.NumPending))
 		sheet.Gauge(unacked, float64(info.NumAckPending))

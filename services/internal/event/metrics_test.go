@@ -62,9 +62,14 @@ func TestMetrics(t *testing.T) {
 
 		var mood atomic.Value
 		mood.Store("bad")
+		var calls atomic.Int64
+		seen := make(chan struct{})
 		w.consume(func(context.Context, db.Tx, *eventv1.Event) error {
 			switch mood.Load() {
 			case "bad":
+				if calls.Add(1) > 8 { // not at its first delivery
+					<-seen
+				}
 				return fault.New(fault.Transient, "NOT_NOW", "not now")
 			case "worse":
 				return fault.New(fault.Permanent, "NEVER", "never")
@@ -73,8 +78,12 @@ func TestMetrics(t *testing.T) {
 		})
 		until("what is not handled grows old", `sallyport_consumer_oldest_unhandled_age_seconds{consumer="deployer",service="deployer"}`, some)
 		until("and comes again", `sallyport_consumer_redelivered_messages{consumer="deployer",service="deployer"}`, some)
+		close(seen)
+		until("until it is postponed", `sallyport_inbox_postponed_events{service="deployer"}`, is(3))
+		until("and still old", `sallyport_consumer_oldest_unhandled_age_seconds{consumer="deployer",service="deployer"}`, some)
 		mood.Store("worse")
 		until("it is skipped", `sallyport_inbox_skipped_events{service="deployer"}`, is(3))
+		until("and no longer postponed", `sallyport_inbox_postponed_events{service="deployer"}`, is(0))
 		until("so nothing is left", `sallyport_consumer_oldest_unhandled_age_seconds{consumer="deployer",service="deployer"}`, is(0))
 		mood.Store("good")
 

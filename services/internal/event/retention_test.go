@@ -367,12 +367,16 @@ func TestWhatFailsIsNotHeard(t *testing.T) {
 	})
 }
 
-// TestWhatFailsUntilItIsForgotten by the stream comes again.
+// TestWhatFailsUntilItIsForgotten by the stream comes again. The store does not take what is to be postponed.
 func TestWhatFailsUntilItIsForgotten(t *testing.T) {
 	t.Parallel()
 	w, clock := newWorld(t, servicetest.SQLite(t)), &wheel{}
 	w.ensure(event.StreamLimits{MaxAge: 15 * time.Second})
 	stop := w.relay()
+	must(t, w.to.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+		_, err := tx.Exec(ctx, `CREATE TRIGGER full BEFORE INSERT ON postponed BEGIN SELECT RAISE(ABORT, 'full'); END`)
+		return err
+	}))
 	failing, _ := w.stuckAmong(clock)
 	w.eventually("the stream has forgotten", func() bool {
 		s, err := w.js.Stream(t.Context(), event.StreamName)
