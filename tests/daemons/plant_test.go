@@ -49,6 +49,8 @@ type plant struct {
 	daemons map[string]*lab.Process
 	// programs says by which folder of programs a daemon is started, where that is not Bin.
 	programs map[string]string
+	// restored is what the deployer's file says of its database.
+	restored string
 }
 
 func repository(t *testing.T) string {
@@ -206,6 +208,11 @@ func (p *plant) start(name string) {
 		programs = other
 	}
 	config := p.configure(service+".yaml", name+".yaml", changes)
+	if service == "deployer" && p.restored != "" {
+		text, err := os.ReadFile(config)
+		must(p.t, err)
+		must(p.t, os.WriteFile(config, append(text, p.restored...), 0o600))
+	}
 	proc, err := p.Start(lab.Command{Name: name, Path: filepath.Join(programs, "sallyport-"+service), Args: []string{"--config", config}})
 	must(p.t, err)
 	p.daemons[name] = proc

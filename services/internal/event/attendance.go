@@ -44,10 +44,15 @@ func (a *Attendance) Begin(ctx context.Context, c jetstream.ConsumerConfig) (jet
 	if err != nil {
 		return nil, err
 	}
-	told, err := a.told(ctx, stream)
+	metadata, err := a.metadata(ctx, stream)
 	if err != nil {
 		return nil, err
 	}
+	noted, err := a.compare(ctx, stream, c, metadata)
+	if err != nil {
+		return nil, err
+	}
+	told := metadata[metaGap]
 	switch {
 	case missed != nil:
 		told = missed.String()
@@ -57,8 +62,12 @@ func (a *Attendance) Begin(ctx context.Context, c jetstream.ConsumerConfig) (jet
 			told = ""
 		}
 	}
+	c.Metadata = map[string]string{}
+	if noted != "" {
+		c.Metadata[metaNoted] = noted
+	}
 	if told != "" {
-		c.Metadata = map[string]string{metaGap: told}
+		c.Metadata[metaGap] = told
 	}
 	consumer, err := a.JS.CreateOrUpdateConsumer(ctx, StreamName, c)
 	if err != nil {
@@ -70,16 +79,16 @@ func (a *Attendance) Begin(ctx context.Context, c jetstream.ConsumerConfig) (jet
 	return consumer, err
 }
 
-// told is the gap that the consumer tells of already.
-func (a *Attendance) told(ctx context.Context, stream jetstream.Stream) (string, error) {
+// metadata is what the consumer tells already.
+func (a *Attendance) metadata(ctx context.Context, stream jetstream.Stream) (map[string]string, error) {
 	consumer, err := stream.Consumer(ctx, a.Durable)
 	if errors.Is(err, jetstream.ErrConsumerNotFound) {
-		return "", nil
+		return nil, nil
 	}
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	return consumer.CachedInfo().Config.Metadata[metaGap], nil
+	return consumer.CachedInfo().Config.Metadata, nil
 }
 
 // missed is the gap since the last time, nil if there is none.
@@ -124,7 +133,7 @@ func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error
 	for {
 		pause, err := a.note(ctx, consumer)
 		switch {
-		case errors.Is(err, errForgotten):
+		case errors.Is(err, errForgotten), errors.Is(err, errSetBack):
 			return err
 		case err != nil && ctx.Err() == nil:
 			a.Log.WarnContext(ctx, "noting until when events were heard", "consumer", a.Durable, "error", err)
@@ -141,6 +150,10 @@ func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error
 func (a *Attendance) note(ctx context.Context, consumer jetstream.Consumer) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
+	before, err := mark(ctx, a.DB, a.name()) // first: who tells of a gap has told when this is the later time
+	if err != nil {
+		return attendEach, err
+	}
 	now := a.Now()
 	info, err := consumer.Info(ctx)
 	if err != nil {
@@ -161,14 +174,15 @@ func (a *Attendance) note(ctx context.Context, consumer jetstream.Consumer) (tim
 			return attendEach, err
 		}
 	}
-	before, err := mark(ctx, a.DB, a.name())
-	if err != nil {
-		return attendEach, err
-	}
-	if heard.After(before) && a.forgotten(before, maxAge) {
+	forgotten := a.forgotten(before, maxAge)
+	if heard.After(before) && forgotten {
 		return 0, errForgotten
 	}
-	return pause, setMark(ctx, a.DB, a.name(), heard)
+	noted, err := a.count(ctx, heard, notedIn(info.Config.Metadata))
+	if err != nil || forgotten {
+		return pause, err
+	}
+	return pause, a.show(ctx, info.Config, noted)
 }
 
 // oldest is when the first message was stored that may not have been handled, or now where the stream has none of them any more: what

@@ -41,7 +41,7 @@ func (k *upkeep) compare(ctx context.Context, stream jetstream.Stream, begun tim
 	if err != nil && !errors.Is(err, jetstream.ErrMsgNotFound) {
 		return begun, err
 	}
-	at := latest(k.c.Now(), k.c.Restored)
+	at := latest(latest(k.c.Now(), k.c.Restored), begun.Add(time.Microsecond))
 	if last != nil && last.Time.After(begun) && k.c.Now().Sub(last.Time) < keepStream { // or the outbox may have forgotten it
 		foreign, err := k.foreign(ctx, last.Data)
 		if err != nil {
@@ -108,7 +108,7 @@ func (k *upkeep) tell(ctx context.Context, foreign string, published time.Time) 
 	})
 }
 
-// setStreamBack has the stream begin at that time.
+// setStreamBack has the stream begin at that time, or as late as somebody has told meanwhile.
 func setStreamBack(ctx context.Context, js jetstream.JetStream, stream jetstream.Stream, at time.Time) (time.Time, error) {
 	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
 	defer cancel()
@@ -117,6 +117,9 @@ func setStreamBack(ctx context.Context, js jetstream.JetStream, stream jetstream
 		return at, err
 	}
 	at = at.Truncate(time.Microsecond)
+	if told := setBack(info.Config); told.After(at) {
+		return told, nil
+	}
 	c := info.Config
 	c.Metadata = maps.Clone(c.Metadata)
 	if c.Metadata == nil {

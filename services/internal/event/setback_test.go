@@ -223,3 +223,54 @@ func TestUnreadableInTheStream(t *testing.T) {
 		}
 	})
 }
+
+// TestStoreThatHasOnlyHeard since its backup: it has published nothing, and nobody says that it was restored.
+func TestStoreThatHasOnlyHeard(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		told := func() string {
+			cons, err := w.js.Consumer(t.Context(), event.StreamName, "deployer")
+			if err != nil {
+				return ""
+			}
+			return cons.CachedInfo().Config.Metadata["sallyport-noted"]
+		}
+		consume := func() (stop func()) {
+			t.Helper()
+			before := told()
+			stop = w.consume(note)
+			w.eventually("it tells how far it is", func() bool { return told() != before })
+			return stop
+		}
+		relay, heard := w.relay(), consume()
+		w.emit("before")
+		w.arrives("before")
+		heard()
+		restore := w.backup(w.to)
+		heard = consume()
+		w.emit("heard")
+		w.arrives("before", "heard")
+		w.eventually("the broker has delivered everything", w.idle)
+		w.published(t)
+		heard()
+		relay()
+		restore()
+		for range 2 { // once is enough
+			heard = w.consume(note)
+			w.eventually("it is noticed", func() bool {
+				var n int
+				w.query(w.to, &n, `SELECT count(*) FROM outbox`)
+				return n == 1
+			})
+			relay = w.relay()
+			w.arrives("before", "heard")
+			w.published(t)
+			heard()
+			relay()
+		}
+		if n := w.messagesOf("issuer"); n != 3 {
+			t.Errorf("%d messages for two events, of which both came again, together", n)
+		}
+	})
+}
