@@ -87,6 +87,8 @@ type Consumer struct {
 	attendance *Attendance
 	skipped    atomic.Int64
 	postponed  chan struct{} // tells that there is something new to try
+	// unanswered messages and postponed events at most.
+	mostUnanswered, mostPostponed int
 }
 
 // NewConsumer validates c.
@@ -100,7 +102,7 @@ func NewConsumer(c ConsumerConfig) (*Consumer, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Consumer{c: c, postponed: make(chan struct{}, 1), attendance: &Attendance{DB: c.DB, JS: c.JS, Durable: c.Durable, Log: c.Log, Now: c.Now}}, nil
+	return &Consumer{c: c, postponed: make(chan struct{}, 1), mostUnanswered: maxUnanswered, mostPostponed: maxPostponed, attendance: &Attendance{DB: c.DB, JS: c.JS, Durable: c.Durable, Log: c.Log, Now: c.Now}}, nil
 }
 
 // Run consumes until ctx ends. It waits for a stream that does not exist yet, and goes on after NATS was away. The context
@@ -134,7 +136,7 @@ func (c *Consumer) consume(ctx context.Context) error {
 		AckPolicy:      jetstream.AckExplicitPolicy,
 		AckWait:        ackWait,
 		MaxDeliver:     -1,
-		MaxAckPending:  maxUnanswered,
+		MaxAckPending:  c.mostUnanswered,
 	})
 	if err != nil {
 		return err

@@ -2,8 +2,6 @@ package event
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -181,34 +179,6 @@ func TestLateMark(t *testing.T) {
 		})
 		if n := w.messages(); n != 1 {
 			t.Errorf("%d messages in the new stream", n)
-		}
-	})
-}
-
-// TestNoMoreIsPostponed than the bound for one consumer; another has its own.
-func TestNoMoreIsPostponed(t *testing.T) {
-	t.Parallel()
-	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
-		w := newOutbox(t, c)
-		w.write(func(ctx context.Context, tx db.Tx) error {
-			_, err := tx.Exec(ctx, fmt.Sprintf(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %d)
-				INSERT INTO postponed (event_id, consumer, payload, since, tries, due, error) SELECT CAST(i AS TEXT), 'full', $1, 0, 0, 0, '' FROM n`, maxPostponed-1), []byte{})
-			return err
-		})
-		for durable, bound := range map[string]int{"full": 1, "other": 2} {
-			consumer, err := NewConsumer(ConsumerConfig{
-				DB: w.db, JS: w.js, Durable: durable, Filter: []string{FactsOf("issuer")}, Log: servicetest.Log(t),
-				Handle: func(context.Context, db.Tx, []*eventv1.Event) error { return nil },
-			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			for n := range 2 {
-				err := consumer.postpone(t.Context(), []failure{{&eventv1.Event{Id: fmt.Sprint(durable, n)}, errors.New("no")}}, time.Now())
-				if (err == nil) != (n < bound) {
-					t.Errorf("%s, event %d: %v", durable, n, err)
-				}
-			}
 		}
 	})
 }

@@ -46,11 +46,11 @@ func retryIn(failures int64) time.Duration {
 func (c *Consumer) postpone(ctx context.Context, all []failure, since time.Time) error {
 	err := c.c.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		var n int
-		err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT 1 FROM postponed WHERE consumer = $1 LIMIT $2) AS held`, c.c.Durable, maxPostponed).Scan(&n)
+		err := tx.QueryRow(ctx, `SELECT count(*) FROM (SELECT 1 FROM postponed WHERE consumer = $1 LIMIT $2) AS held`, c.c.Durable, c.mostPostponed).Scan(&n)
 		if err != nil {
 			return err
 		}
-		if n+len(all) > maxPostponed {
+		if n+len(all) > c.mostPostponed {
 			return fmt.Errorf("%d events are postponed already: no more are", n)
 		}
 		for _, f := range all {

@@ -19,15 +19,6 @@ func (w *world) postponed() (n int) {
 	return n
 }
 
-// reaches waits until a number has grown to that, for as long as it grows.
-func (w *world) reaches(what string, number func() int, end int) {
-	w.t.Helper()
-	for n := number(); n < end; {
-		before := n
-		w.eventually(what, func() bool { n = number(); return n > before })
-	}
-}
-
 // failing fails at events that are called bad or worse, until it is to be good; then at the worse ones for ever.
 func failing(good *atomic.Bool) handler {
 	return func(ctx context.Context, tx db.Tx, e *eventv1.Event) error {
@@ -40,31 +31,6 @@ func failing(good *atomic.Bool) handler {
 		}
 		return note(ctx, tx, e)
 	}
-}
-
-// TestManyFailingDoNotHoldUpOthers: more messages fail than the broker has under way at once.
-func TestManyFailingDoNotHoldUpOthers(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, servicetest.SQLite(t))
-	bad := names("bad", 1100)
-	for _, s := range bad {
-		w.publish(s)
-	}
-	w.publish("good")
-	var good atomic.Bool
-	stop := w.consume(failing(&good))
-	w.reaches("more is postponed, until the good one is handled", func() int {
-		if w.noted()["good"] == 1 {
-			return len(bad)
-		}
-		return w.postponed()
-	}, len(bad))
-	w.arrives("good")
-	stop()
-	good.Store(true)
-	w.consume(failing(&good))
-	w.reaches("more is handled", func() int { return len(w.noted()) }, len(bad)+1)
-	w.arrives(append(bad, "good")...)
 }
 
 // TestPostponed: what fails again and again is acknowledged and kept, and handled once when it can be, whoever is first: the broker,
