@@ -369,7 +369,7 @@ func (a *Agent) enrolByFile(ctx context.Context, ids *enroll.Store) error {
 			return err
 		}
 		pause := tries.After(err)
-		a.log.WarnContext(ctx, "not enrolled yet, trying again", "pause", pause.Round(time.Millisecond), "error", err)
+		a.log.WarnContext(ctx, "not enrolled yet, trying again", "pause", pause.Round(time.Millisecond), "reason", pace.Reason(err), "error", err)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -3,8 +3,10 @@
 package agent_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -135,6 +137,34 @@ func TestRenewalMayBreak(t *testing.T) {
 	w.want(w.Report(1), served, "")
 }
 
+// A disk that does not take the new identity cuts no agent off: the server knows only the new key from its first use on.
+func TestNewIdentityCannotBeKept(t *testing.T) {
+	w := newWorld(t, agenttest.Config{RenewAfter: 2 * time.Second, Heartbeat: time.Hour})
+	w.enrol()
+	first := w.Key("web1")
+	current := filepath.Join(w.cfg.StateDir, "identity", "current")
+	var kept []byte
+	w.Fail("first use", func() error {
+		var err error
+		if kept, err = os.ReadFile(current); err == nil {
+			err = errors.Join(os.Remove(current), os.MkdirAll(filepath.Join(current, "in the way"), 0o700))
+		}
+		return err
+	})
+	w.run()
+	w.Await("the complaint", func() bool { return strings.Contains(w.log.String(), "cannot be kept") })
+	w.Fail("first use", nil)
+	w.Assign(w.assignment())
+	w.want(w.Report(1), served, "")
+	if w.Key("web1") == first {
+		t.Error("with the old identity")
+	}
+	if err := errors.Join(os.RemoveAll(current), os.WriteFile(current, kept, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	w.Await("it to be kept", func() bool { now, err := os.ReadFile(current); return err == nil && !bytes.Equal(now, kept) })
+}
+
 // keyNow is Key for use inside the server.
 func (w *world) keyNow() string { return w.KeyLocked("web1") }
 
@@ -160,7 +190,7 @@ func TestMayNotComeBack(t *testing.T) {
 	})
 	time.Sleep(1500 * time.Millisecond)
 	w.run()
-	w.Await("the refusal", func() bool { return strings.Contains(w.log.String(), "enrol again with a join token") })
+	w.Await("the refusal, by the name it has in the docs", func() bool { return strings.Contains(w.log.String(), " reason=RETURN_TOO_LATE ") })
 	time.Sleep(time.Second)
 	if n := w.Calls("Return"); n > 2 {
 		t.Errorf("asked %d times within a second", n)

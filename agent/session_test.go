@@ -200,6 +200,9 @@ func TestServerSaysWhen(t *testing.T) {
 	if d := second.Sub(first); d < 2*time.Second {
 		t.Errorf("came again after %v", d)
 	}
+	if !strings.Contains(w.log.String(), "no stream from the server") || !strings.Contains(w.log.String(), " reason=BUSY ") {
+		t.Error("the log does not name the reason")
+	}
 }
 
 func TestDamagedState(t *testing.T) {

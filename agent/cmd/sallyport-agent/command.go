@@ -170,11 +170,11 @@ it is; --again gives up the identity it has, for a host whose agent was removed.
 			if err != nil {
 				return err
 			}
-			word := "enrolled as"
+			word, hint := "enrolled as", ""
 			if !fresh {
-				word = "enrolled already, as"
+				word, hint = "enrolled already, as", "; --again gives that up for a new one"
 			}
-			fmt.Fprintf(a.stdout, "%s %s, until %s\n", word, id.ID, id.Expires.UTC().Format(time.RFC3339))
+			fmt.Fprintf(a.stdout, "%s %s, until %s%s\n", word, id.ID, id.Expires.UTC().Format(time.RFC3339), hint)
 			return nil
 		},
 	}

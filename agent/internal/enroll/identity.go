@@ -227,11 +227,11 @@ func request(key *ecdsa.PrivateKey) ([]byte, error) {
 	return der, nil
 }
 
-// adopt makes an identity the one in use.
+// adopt makes an identity the one in use, also where that cannot be kept now: what it came from is on disk still.
 func (s *Store) adopt(r *record, id *Identity, from string) error {
+	s.current.Store(id)
 	if err := s.write(recordCurrent, r); err != nil {
 		return err
 	}
-	s.current.Store(id)
 	return s.folder.Remove(from)
 }

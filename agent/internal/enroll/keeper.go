@@ -79,7 +79,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 			return nil
 		case err != nil:
 			pause := wait.After(err)
-			k.Log.ErrorContext(ctx, "identity could not be renewed, trying again", "pause", pause.Round(time.Millisecond), "expires", k.expires(), "error", err)
+			k.Log.ErrorContext(ctx, "identity could not be renewed, trying again", "pause", pause.Round(time.Millisecond), "expires", k.expires(),
+				"reason", pace.Reason(err), "error", err)
 			due = k.Now().Add(pause)
 			soonest = k.Now().Add(k.least(err, pause))
 		default:
@@ -204,12 +205,16 @@ func (k *Keeper) take(ctx context.Context, name string, id *Identity) error {
 	if err != nil {
 		return err
 	}
-	if err := k.Store.adopt(rec, id, name); err != nil {
-		return err
-	}
+	before := k.Store.Current()
+	err = k.Store.adopt(rec, id, name)
 	crash.At(crash.RenewAdopted)
-	k.Log.InfoContext(ctx, "identity renewed", "spiffe_id", id.SVID.ID.String(), "expires", id.Expires(), "renew_at", id.RenewAt)
-	k.Renewed()
+	if !before.SVID.Certificates[0].Equal(id.SVID.Certificates[0]) { // else only keeping it had failed
+		k.Log.InfoContext(ctx, "identity renewed", "spiffe_id", id.SVID.ID.String(), "expires", id.Expires(), "renew_at", id.RenewAt)
+		k.Renewed()
+	}
+	if err != nil {
+		return fmt.Errorf("the new identity is in use and cannot be kept: %w", err)
+	}
 	return nil
 }
 
@@ -256,11 +261,12 @@ func (k *Keeper) returnWith(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("coming back after the identity expired: %w", err)
 	}
-	if err := k.Store.adopt(rec, id, recordNext); err != nil { // a next one that has expired too is of no use
-		return err
-	}
+	err = k.Store.adopt(rec, id, recordNext) // a next one that has expired too is of no use
 	k.Log.InfoContext(ctx, "identity renewed after it had expired", "spiffe_id", id.SVID.ID.String(), "expires", id.Expires())
 	k.Renewed()
+	if err != nil {
+		return fmt.Errorf("the new identity is in use and cannot be kept: %w", err)
+	}
 	return nil
 }
 

@@ -36,6 +36,14 @@ func Refused(err error) bool {
 	return f != nil && (f.Reason == ReasonKeyUnknown || f.Reason == rpc.ReasonCertificateExpired)
 }
 
+// Reason is the name of a fault in docs/errors.md; "" for what is this host's own.
+func Reason(err error) string {
+	if f := fault.Of(err); f != nil && f.Reason != fault.ReasonInternal {
+		return f.Reason
+	}
+	return ""
+}
+
 // Asked is how long the server wants to be left alone; zero if it has not said.
 func Asked(err error) time.Duration {
 	if f := fault.Of(err); f != nil {

@@ -91,7 +91,7 @@ func (s *Session) Listen(ctx context.Context) error {
 		pause := wait.After(err)
 		if text := err.Error(); text != said && !errors.Is(err, errSilent) && !errors.Is(err, io.EOF) {
 			said = text
-			s.Log.WarnContext(ctx, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "error", err)
+			s.Log.WarnContext(ctx, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "reason", pace.Reason(err), "error", err)
 		}
 		if pace.Refused(err) {
 			s.Refused()
@@ -190,6 +190,7 @@ func (s *Session) send(ctx context.Context, r *agentv1.ReportAssignmentRequest) 
 	case ctx.Err() != nil || pace.Passing(err):
 		return err
 	}
-	s.Log.WarnContext(ctx, "the server does not take a report: dropped", "report_id", r.GetReportId(), "assignment", r.GetAssignment(), "error", err)
+	s.Log.WarnContext(ctx, "the server does not take a report: dropped", "report_id", r.GetReportId(), "assignment", r.GetAssignment(),
+		"reason", pace.Reason(err), "error", err)
 	return nil
 }
