@@ -216,6 +216,7 @@ func (l *lab) reset() {
 // TestKilledAnywhere kills an installation at each system call that changes the
 // disk or tells the server, and sees that the next start makes it whole.
 func TestKilledAnywhere(t *testing.T) {
+	t.Parallel() // with the other kills: servers are mostly waited for
 	l := newLab(t, "")
 	l.Start()
 	kills, forward := 0, 0
@@ -237,6 +238,7 @@ func TestKilledAnywhere(t *testing.T) {
 
 // TestKilledInMemory kills an installation while HAProxy is told to replace the pair in its memory.
 func TestKilledInMemory(t *testing.T) {
+	t.Parallel()
 	l := newHAProxy(t)
 	l.Start()
 	l.Handles(l.reload)
@@ -259,6 +261,7 @@ func TestKilledInMemory(t *testing.T) {
 
 // TestKilledTwice kills the recovery too.
 func TestKilledTwice(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, "")
 	l.Start()
 	kills := 0
@@ -286,6 +289,7 @@ func TestKilledTwice(t *testing.T) {
 // TestKilledAgainAndAgain kills an installation while it throws the old files
 // away, and then its resumptions, more often than it is gone on with.
 func TestKilledAgainAndAgain(t *testing.T) {
+	t.Parallel()
 	l := newLab(t, "")
 	l.Start()
 	kills := 0

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -161,25 +162,31 @@ func TestKilledAtEachStep(t *testing.T) {
 // TestFailsAtEachStep lets those steps fail instead. A failed fsync after a rename has happened all the same: the record is in
 // the log though appending it failed.
 func TestFailsAtEachStep(t *testing.T) {
-	failed := 0
-	for step := 1; step < 40; step += 3 {
-		// After EIO the process ends by itself; a full disk is gone on with, by the same process.
-		for _, errno := range []string{"EIO", "ENOSPC"} {
-			dir := t.TempDir()
-			done, out := runChild(t, child(t, dir, "fsync,fdatasync,rename,renameat,renameat2", "error="+errno, step))
-			if strings.Contains(out, "failed: ") {
-				failed++
-				if done != killBatches && !strings.HasSuffix(out, "ended\nPASS\n") {
-					t.Errorf("%s at step %d: %d batches done: %s", errno, step, done, out)
-				}
+	var failed atomic.Int32
+	fails := func(t *testing.T, step int, errno string) {
+		t.Parallel() // each in a process and a folder of its own
+		dir := t.TempDir()
+		done, out := runChild(t, child(t, dir, "fsync,fdatasync,rename,renameat,renameat2", "error="+errno, step))
+		if strings.Contains(out, "failed: ") {
+			failed.Add(1)
+			if done != killBatches && !strings.HasSuffix(out, "ended\nPASS\n") {
+				t.Errorf("%s at step %d: %d batches done: %s", errno, step, done, out)
 			}
-			recoverAndCheck(t, dir, done, fmt.Sprintf("%s at step %d", errno, step))
 		}
+		recoverAndCheck(t, dir, done, fmt.Sprintf("%s at step %d", errno, step))
 	}
-	if failed == 0 {
+	t.Run("each", func(t *testing.T) {
+		for step := 1; step < 40; step += 3 {
+			// After EIO the process ends by itself; a full disk is gone on with, by the same process.
+			for _, errno := range []string{"EIO", "ENOSPC"} {
+				t.Run(fmt.Sprintf("%s %d", errno, step), func(t *testing.T) { fails(t, step, errno) })
+			}
+		}
+	})
+	if failed.Load() == 0 {
 		t.Error("no step failed while recording: they are not the ones expected")
 	}
-	t.Logf("%d steps failed while recording", failed)
+	t.Logf("%d steps failed while recording", failed.Load())
 }
 
 // runChild gives how many batches the child said were done, and all it said.
