@@ -49,10 +49,13 @@ func OpenBox(path string) (*Box, error) {
 		return nil, err
 	}
 	h, err := insecurecleartextkeyset.Read(keyset.NewJSONReader(bytes.NewReader(data)))
-	if err != nil { // Tink's own words could quote the key
-		return nil, exit.Errorf(exit.Data, "the key-encryption key %s is damaged: restore it from the backup", path)
+	if err == nil {
+		if b, err := newBox(h); err == nil {
+			return b, nil
+		}
 	}
-	return newBox(h)
+	// Tink's own words could quote the key.
+	return nil, exit.Errorf(exit.Data, "the key-encryption key %s is damaged: restore it from the backup", path)
 }
 
 func newBox(h *keyset.Handle) (*Box, error) {
