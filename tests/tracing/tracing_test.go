@@ -81,7 +81,7 @@ var apart = []string{assigned, request, ready, passes, reported}
 
 func TestOneTrace(t *testing.T) {
 	c := newCollector(t)
-	w := newWorld(t, fmt.Sprintf("tracing: {endpoint: \"http://%s\"}\n", c.address))
+	w := newWorld(t, fmt.Sprintf("tracing: {endpoint: \"http://%s\"}\n", c.Address))
 	port := free(t)
 	ca, err := pebbletest.Start(pebbletest.Options{HTTPPort: port})
 	must(t, err)
@@ -108,35 +108,35 @@ func TestOneTrace(t *testing.T) {
 	w.served("late")
 	w.story(c, id, "late", slices.Concat(always, atOnce))
 
-	c.tellsNoSecrets(t)
+	tellsNoSecrets(t, c)
 	w.logs(id)
 }
 
 // story waits until the trace of a deployment is whole, and holds its spans and records to what they should be.
-func (w *world) story(c *collector, id, deployment string, want [][2]string) {
+func (w *world) story(c *lab.Collector, id, deployment string, want [][2]string) {
 	w.t.Helper()
 	var missing []string
 	err := lab.Await(w.t.Context(), patience, "the whole trace of "+deployment, func() error {
-		missing = c.missing(id, want)
+		missing = c.Missing(id, want)
 		if len(missing) > 0 {
 			return fmt.Errorf("not there: %s", strings.Join(missing, "; "))
 		}
 		return nil
 	})
 	if err != nil {
-		w.t.Fatalf("%v\n%s", err, c.tree(id))
+		w.t.Fatalf("%v\n%s", err, c.Tree(id))
 	}
-	if outside := c.outside(id); len(outside) > 0 {
-		w.t.Errorf("not within their parents: %v\n%s", outside, c.tree(id))
+	if outside := outside(c, id); len(outside) > 0 {
+		w.t.Errorf("not within their parents: %v\n%s", outside, c.Tree(id))
 	}
 	if os.Getenv("SHOW_TRACE") != "" {
-		w.t.Logf("trace %s\n%s", id, c.tree(id))
+		w.t.Logf("trace %s\n%s", id, c.Tree(id))
 	}
 	w.records(c, id)
 }
 
 // records wants the audit log to tell the same story under the same trace.
-func (w *world) records(c *collector, id string) {
+func (w *world) records(c *lab.Collector, id string) {
 	w.t.Helper()
 	requestID := ""
 	must(w.t, lab.Await(w.t.Context(), patience, "the records of the trace", func() error {
@@ -164,7 +164,7 @@ func (w *world) records(c *collector, id string) {
 		return nil
 	}))
 	if c != nil {
-		if got := c.requestID(id, applied); got == "" || got != requestID {
+		if got := callOf(c, id, applied); got == "" || got != requestID {
 			w.t.Errorf("the request id is %q in the span and %q in the record", got, requestID)
 		}
 	}
@@ -188,6 +188,16 @@ func (w *world) logs(id string) {
 			w.t.Errorf("no line about %s names call and trace", method)
 		}
 	}
+	// The agent chooses the ids of its calls, so that one line there leads to the line here.
+	agent, err := os.ReadFile(filepath.Join(w.Dir, "late-agent.log"))
+	must(w.t, err)
+	said := regexp.MustCompile(`msg="CSR handed in".* request_id=([0-9a-f]{32}) trace_id=` + id).FindSubmatch(agent)
+	if said == nil {
+		w.t.Fatal("the agent does not say by which call it has handed in its CSR")
+	}
+	if !regexp.MustCompile(`msg=call method=/sallyport\.agent\.v1\.AgentService/SubmitCSR .* request_id=` + string(said[1]) + ` trace_id=` + id).Match(data) {
+		w.t.Errorf("the deployer does not know the agent's call %s", said[1])
+	}
 }
 
 // TestOffAndDead: without a collector in the configuration nothing is sent, whatever the environment says; one that takes
@@ -198,7 +208,7 @@ func TestOffAndDead(t *testing.T) {
 	dead := newHole(t)
 	for name, config := range map[string]string{"off": "", "dead": fmt.Sprintf("tracing: {endpoint: \"http://%s\"}\n", dead)} {
 		t.Run(name, func(t *testing.T) {
-			w := newWorld(t, config, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+c.address, "OTEL_EXPORTER_OTLP_INSECURE=true", "OTEL_TRACES_EXPORTER=otlp")
+			w := newWorld(t, config, "OTEL_EXPORTER_OTLP_ENDPOINT=http://"+c.Address, "OTEL_EXPORTER_OTLP_INSECURE=true", "OTEL_TRACES_EXPORTER=otlp")
 			w.apply(corp)
 			shop := w.host("shop", "")
 			id := w.deploy(shop, "corp")
@@ -219,7 +229,7 @@ func TestOffAndDead(t *testing.T) {
 			if code := w.plane.ExitCode(); code != 0 {
 				t.Errorf("the stop ended with code %d", code)
 			}
-			if n := c.count(); n > 0 {
+			if n := len(c.All()); n > 0 {
 				t.Errorf("%d spans were sent", n)
 			}
 		})

@@ -191,6 +191,7 @@ func (r *Responder) tell(ctx context.Context, id, message string) time.Time {
 		message = message[:maxMessage]
 	}
 	crash.At(crash.ChallengeUp)
+	ctx = trace.WithRequest(ctx, trace.NewRequest())
 	err := r.Report(ctx, &agentv1.ReportChallengeRequest{Challenge: id, Ready: ready, Message: message})
 	crash.At(crash.ChallengeTold)
 	if err != nil && pace.Passing(err) {

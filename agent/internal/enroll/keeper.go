@@ -20,6 +20,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 const (
@@ -72,14 +73,15 @@ func (k *Keeper) Refused() {
 func (k *Keeper) Run(ctx context.Context) error {
 	wait := pace.New(firstPause, longestPause)
 	for {
-		due, err := k.step(ctx)
+		call := trace.WithRequest(ctx, trace.NewRequest())
+		due, err := k.step(call)
 		soonest := due
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
 			pause := wait.After(err)
-			k.Log.ErrorContext(ctx, "identity could not be renewed, trying again", "pause", pause.Round(time.Millisecond), "expires", k.expires(),
+			k.Log.ErrorContext(call, "identity could not be renewed, trying again", "pause", pause.Round(time.Millisecond), "expires", k.expires(),
 				"reason", pace.Reason(err), "error", err)
 			due = k.Now().Add(pause)
 			soonest = k.Now().Add(k.least(err, pause))

@@ -21,6 +21,7 @@ import (
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/crash"
+	"github.com/sallyport-pki/sallyport/internal/trace"
 )
 
 const (
@@ -118,7 +119,8 @@ func wait(ctx context.Context, d time.Duration) bool {
 func (o *Observer) Heartbeat(ctx context.Context) error {
 	tries := pace.New(2*time.Second, 5*time.Minute)
 	for {
-		err := o.send(ctx, &agentv1.ReportObservationRequest{})
+		call := trace.WithRequest(ctx, trace.NewRequest())
+		err := o.send(call, &agentv1.ReportObservationRequest{})
 		if err == nil {
 			tries.Reset()
 			if !waitFor(ctx, o.heartbeat, spread, o.beatNow) {
@@ -126,7 +128,7 @@ func (o *Observer) Heartbeat(ctx context.Context) error {
 			}
 			continue
 		}
-		o.Log.DebugContext(ctx, "heartbeat failed", "error", err)
+		o.Log.DebugContext(call, "heartbeat failed", "error", err)
 		if !wait(ctx, max(tries.After(err), shortest)) {
 			return nil
 		}
@@ -158,15 +160,16 @@ func (o *Observer) Scan(ctx context.Context) error {
 	}
 	for {
 		start := o.Now()
-		n, err := o.once(ctx)
+		call := trace.WithRequest(ctx, trace.NewRequest()) // one id for all parts of the scan
+		n, err := o.once(call)
 		took := o.Now().Sub(start)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err != nil:
-			o.Log.WarnContext(ctx, "scan could not be reported", "error", err)
+			o.Log.WarnContext(call, "scan could not be reported", "error", err)
 		default:
-			o.Log.InfoContext(ctx, "scan reported", "sightings", n, "took", took.Round(time.Millisecond))
+			o.Log.InfoContext(call, "scan reported", "sightings", n, "took", took.Round(time.Millisecond))
 		}
 		if !waitFor(ctx, func() time.Duration { return max(o.scanInterval(), rest*took) }, spread, o.scanNow) {
 			return nil

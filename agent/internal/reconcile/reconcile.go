@@ -268,6 +268,7 @@ func (r *Reconciler) submit(ctx context.Context, a plan.Assignment) time.Time {
 		return time.Time{}
 	}
 	crash.At(crash.KeyMade)
+	ctx = trace.WithRequest(ctx, trace.NewRequest())
 	err = r.Submit(ctx, &agentv1.SubmitCSRRequest{
 		Assignment: a.Assignment, Generation: a.Generation, Attempt: a.Attempt, Csr: pending.CSR, Steps: []*agentv1.Step{key},
 	})

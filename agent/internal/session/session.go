@@ -80,7 +80,8 @@ func (s *Session) Listen(ctx context.Context) error {
 	wait := pace.New(firstPause, longestPause)
 	var said string
 	for {
-		heard, err := s.subscribe(ctx)
+		call := trace.WithRequest(ctx, trace.NewRequest())
+		heard, err := s.subscribe(call)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -91,7 +92,7 @@ func (s *Session) Listen(ctx context.Context) error {
 		pause := wait.After(err)
 		if text := err.Error(); text != said && !errors.Is(err, errSilent) && !errors.Is(err, io.EOF) {
 			said = text
-			s.Log.WarnContext(ctx, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "reason", pace.Reason(err), "error", err)
+			s.Log.WarnContext(call, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "reason", pace.Reason(err), "error", err)
 		}
 		if pace.Refused(err) {
 			s.Refused()
@@ -181,7 +182,7 @@ func (s *Session) Send(ctx context.Context) error {
 
 // send gives nil when the report is the server's, or will never be.
 func (s *Session) send(ctx context.Context, r *agentv1.ReportAssignmentRequest) error {
-	ctx = trace.Follow(ctx, r.GetTraceparent())
+	ctx = trace.WithRequest(trace.Follow(ctx, r.GetTraceparent()), trace.NewRequest())
 	_, err := s.Client.ReportAssignment(ctx, r)
 	switch {
 	case err == nil:
