@@ -1,6 +1,7 @@
 package daemons
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -142,7 +143,7 @@ func (p *plant) enrol() *machine {
 		"/etc/nginx/tls": site.TLSDir, "/etc/nginx/nginx.conf": site.Config, "/run/nginx.pid": site.PIDFile, "/etc/pki/services": files,
 		"/usr/bin/systemctl, reload, postfix": "/bin/true", "listen: :80": "listen: 127.0.0.1:0",
 	})
-	a := &hostAgent{p: p, command: lab.Command{Name: "agent", Path: filepath.Join(p.Bin, "sallyport-agent"), Args: []string{"run", "--config", config}}}
+	a := &hostAgent{p: p, command: lab.Command{Name: "agent", Path: filepath.Join(cmp.Or(p.agent, p.Bin), "sallyport-agent"), Args: []string{"run", "--config", config}}}
 	token := filepath.Join(p.Dir, "token")
 	must(p.t, os.WriteFile(token, []byte(p.do("token", "create", "--host", host, "--quiet")), 0o600))
 	enrolment := a.command

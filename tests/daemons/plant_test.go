@@ -49,8 +49,12 @@ type plant struct {
 	daemons map[string]*lab.Process
 	// programs says by which folder of programs a daemon is started, where that is not Bin.
 	programs map[string]string
+	agent    string // the same for the agent
 	// restored is what the deployer's file says of its database.
 	restored string
+	// more is what the files of all daemons say besides.
+	more    string
+	verbose bool // they log at debug
 }
 
 func repository(t *testing.T) string {
@@ -197,6 +201,9 @@ func (p *plant) start(name string) {
 	changes := map[string]string{
 		map[string]string{"inventory": "0.0.0.0:8444", "issuer": "0.0.0.0:8445", "deployer": "0.0.0.0:8443", "audit": "0.0.0.0:8446"}[service]: p.listen[name],
 	}
+	if p.verbose {
+		changes["level: info"] = "level: debug"
+	}
 	if len(p.brokers) == 3 {
 		changes["replicas: 1"] = "replicas: 3"
 	}
@@ -208,10 +215,14 @@ func (p *plant) start(name string) {
 		programs = other
 	}
 	config := p.configure(service+".yaml", name+".yaml", changes)
-	if service == "deployer" && p.restored != "" {
+	more := p.more
+	if service == "deployer" {
+		more += p.restored
+	}
+	if more != "" {
 		text, err := os.ReadFile(config)
 		must(p.t, err)
-		must(p.t, os.WriteFile(config, append(text, p.restored...), 0o600))
+		must(p.t, os.WriteFile(config, append(text, more...), 0o600))
 	}
 	proc, err := p.Start(lab.Command{Name: name, Path: filepath.Join(programs, "sallyport-"+service), Args: []string{"--config", config}})
 	must(p.t, err)

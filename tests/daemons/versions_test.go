@@ -10,17 +10,24 @@ import (
 )
 
 // TestVersions upgrades four daemons of the version before one after the other, by the configuration of the version before,
-// while certificates are renewed: each mixture of the two works. The replica of a deployer goes on while the other brings the
-// schema that they share up to date.
+// while certificates are renewed by an agent of either: in the two orders together each daemon is newer than each other once, and
+// older once, beside either agent. The replica of a deployer goes on while the other brings the schema that they share up to date.
 func TestVersions(t *testing.T) {
 	before := filepath.Join(repository(t), "bin/previous")
 	if _, err := os.Stat(filepath.Join(before, "config")); err != nil {
 		t.Fatalf("%v: run make previous", err)
 	}
-	for name, order := range map[string][]string{
-		"the deployer first": {"deployer", "issuer", "inventory", "audit"},
-		"the deployer last":  {"audit", "inventory", "issuer", "deployer"},
+	first, last := []string{"deployer", "issuer", "inventory", "audit"}, []string{"audit", "inventory", "issuer", "deployer"}
+	for name, c := range map[string]struct {
+		order []string
+		agent string // its programs, "" for this version's
+	}{
+		"the deployer first":                       {first, ""},
+		"the deployer last":                        {last, ""},
+		"the deployer first, the agent at the end": {first, before},
+		"the deployer last, the agent at the end":  {last, before},
 	} {
+		order := c.order
 		t.Run(name, func(t *testing.T) {
 			p := newPlantBy(t, filepath.Join(before, "config"))
 			for _, service := range append([]string{"deployer-2"}, services...) {
@@ -30,6 +37,7 @@ func TestVersions(t *testing.T) {
 				p.start(service)
 			}
 			p.awaitAll()
+			p.agent = c.agent
 			site := p.enrol()
 			p.deploy(site)
 			shop := &shop{plant: p, site: site, generation: 1, deployer: deployerv1.NewDeployerServiceClient(p.dial("alice", "deployer", p.listen["deployer"]))}
@@ -50,6 +58,11 @@ func TestVersions(t *testing.T) {
 					p.awaitAll()
 				}
 			}
+			must(t, site.agent.Stop())
+			site.agent.command.Path = filepath.Join(p.Bin, "sallyport-agent")
+			must(t, site.agent.Start())
+			shop.renew("the agent is of this version")
+			shop.served()
 			p.deniedCalls()
 			p.auditVerifies(shop.generation)
 			p.noErrors()
