@@ -197,6 +197,20 @@ func (w *world) wantBrokenRefused(t *testing.T, file string) {
 	if left, err := os.ReadDir(to); err != nil || len(left) > 0 {
 		t.Errorf("a refused restore has left %v (%v)", left, err)
 	}
+	w.wantForeignRefused(t, file, to)
+}
+
+// wantForeignRefused restores a good backup by the configuration of another installation.
+func (w *world) wantForeignRefused(t *testing.T, file, to string) {
+	t.Helper()
+	other := filepath.Join(w.Dir, "other.yaml")
+	must(t, os.WriteFile(other, fmt.Appendf(nil, "data: %s\ntrust_domain: other.example.com\n", to), 0o600))
+	for _, args := range [][]string{{"backup", "verify", file, "--config", other}, {"restore", file, "--config", other}} {
+		w.wantCode(t, 2, `the configuration of "other.example.com"`, args...)
+	}
+	if left, err := os.ReadDir(to); err != nil || len(left) > 0 {
+		t.Errorf("a refused restore has left %v (%v)", left, err)
+	}
 }
 
 // TestBackupWithPostgres is TestBackupAndRestore where PostgreSQL holds the databases: its own tools and the command take turns, in

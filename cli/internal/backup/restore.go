@@ -34,6 +34,8 @@ type RestoreOptions struct {
 	File string
 	// Places are where everything goes; the data directory must be empty or not there.
 	Places datadir.Places
+	// TrustDomain is the one that the backup must be of; "" for any.
+	TrustDomain string
 	// Identities open an encrypted backup.
 	Identities []age.Identity
 	Progress   func(format string, args ...any)
@@ -235,6 +237,9 @@ func noLeftovers(database string) error {
 func (r *restorer) check(ctx context.Context, m *Manifest) error {
 	if !r.only && !slices.Equal(m.Server, r.Places.Server) {
 		return exit.Errorf(exit.Usage, "when the backup was made, PostgreSQL held the databases of %v, by the configuration now it holds those of %v: restore with the configuration of then", m.Server, r.Places.Server)
+	}
+	if want := r.TrustDomain; want != "" && want != m.TrustDomain {
+		return exit.Errorf(exit.Usage, "the backup is of the trust domain %q, the configuration of %q: take a backup of this installation, or the configuration of that one", clip(m.TrustDomain), want)
 	}
 	if now := r.Now(); !r.only && now.Before(m.Created.Add(-datadir.ClockSlack)) {
 		return exit.Errorf(exit.Clock, "the clock says %s, but the backup was begun at %s: set the clock right, then restore again", now.UTC().Format(time.RFC3339), m.Created.Format(time.RFC3339))

@@ -28,17 +28,19 @@ func (s *site) flags(cmd *cobra.Command) {
 	_ = cmd.MarkFlagFilename("config", "yaml", "yml", "json")
 }
 
-func (s *site) places() (datadir.Places, error) {
+// places also gives the trust domain that the configuration names, if it does.
+func (s *site) places() (p datadir.Places, trustDomain string, err error) {
 	var cfg serve.Config
 	if s.file != "" {
 		if err := config.Load(s.file, &cfg); err != nil {
-			return datadir.Places{}, exit.With(exit.Usage, err)
+			return p, "", exit.With(exit.Usage, err)
 		}
 	}
 	if s.data != "" {
 		cfg.Data = s.data
 	}
-	return cfg.Places()
+	p, err = cfg.Places()
+	return p, cfg.TrustDomain, err
 }
 
 // summary is what the commands say in the end.
@@ -104,7 +106,7 @@ a restore loses, and for PostgreSQL.
   sallyport restore --data /var/lib/sallyport /var/backups/sallyport/FILE`,
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := at.places()
+			places, _, err := at.places()
 			if err != nil {
 				return err
 			}
@@ -227,7 +229,7 @@ is damaged. When the key-encryption key is kept apart, --config or --data says w
 			o := backup.RestoreOptions{File: args[0], Progress: a.tell, Now: a.now}
 			var err error
 			if at.file != "" || at.data != "" {
-				if o.Places, err = at.places(); err != nil {
+				if o.Places, o.TrustDomain, err = at.places(); err != nil {
 					return err
 				}
 			}
@@ -270,11 +272,11 @@ must be enrolled again. What was decided since is lost, such as locks of agents:
 docs/backup.md, "After a restore".`,
 		Args: usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			places, err := at.places()
+			places, trustDomain, err := at.places()
 			if err != nil {
 				return err
 			}
-			o := backup.RestoreOptions{File: args[0], Places: places, Progress: a.tell, Now: a.now}
+			o := backup.RestoreOptions{File: args[0], Places: places, TrustDomain: trustDomain, Progress: a.tell, Now: a.now}
 			if o.Identities, err = readIdentities(identity); err != nil {
 				return err
 			}

@@ -23,7 +23,7 @@ func TestIssuerKeyIsNamed(t *testing.T) {
 			t.Fatal(err)
 		}
 		at := site{file: file}
-		p, err := at.places()
+		p, _, err := at.places()
 		if err != nil {
 			t.Fatal(err)
 		}
