@@ -27,6 +27,7 @@ import (
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
 	"github.com/sallyport-pki/sallyport/internal/boot"
+	"github.com/sallyport-pki/sallyport/internal/heap"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/pki"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
@@ -69,6 +70,7 @@ func minted(ca *identity.Authority, id func(spiffeid.TrustDomain, string) (spiff
 // floor is the least that issues certificates: the transport of internal/rpc, the check of the CSR, a signature, and one
 // group-committed fdatasync before the answer. No policy, no index, no event.
 func floor(ctx context.Context, dir, address, file string) error {
+	heap.Relax() // as serve does
 	ca, err := trusted(dir)
 	if err != nil {
 		return err

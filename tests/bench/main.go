@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -80,6 +81,14 @@ func run(ctx context.Context) (err error) {
 	only := flag.String("only", "", "parts to run, of: "+strings.Join(names, ","))
 	parent := flag.String("dir", "", "where to put data: on the disk to be measured; default the folder for temporary files")
 	flag.Parse()
+	for _, name := range strings.Split(*only, ",") {
+		if *only != "" && !slices.Contains(names, name) {
+			return fmt.Errorf("-only: there is no part %q, only %s", name, strings.Join(names, ","))
+		}
+	}
+	if flag.NArg() > 0 {
+		return fmt.Errorf("what is %q? -h lists what can be set", flag.Args())
+	}
 
 	if b.self, err = os.Executable(); err != nil {
 		return err

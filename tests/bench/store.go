@@ -27,6 +27,7 @@ func (b *bench) store(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w (run it in the project's folder)\n%s", err, out)
 	}
+	seen := map[string]bool{}
 	fmt.Printf("\nStore: a row of 512 B and its commit, on disk before the answer\n")
 	for line := range bytes.Lines(out) {
 		name, rest, ok := strings.Cut(string(line), "\t")
@@ -35,8 +36,16 @@ func (b *bench) store(ctx context.Context) error {
 		}
 		for _, value := range strings.Split(rest, "\t") {
 			if rate, ok := strings.CutSuffix(strings.TrimSpace(value), " tx/s"); ok {
-				fmt.Printf("  %-52s %10s transactions/s\n", strings.TrimPrefix(name[:strings.LastIndex(name, "-")], "BenchmarkWrite/"), rate)
+				label := strings.TrimPrefix(name[:strings.LastIndex(name, "-")], "BenchmarkWrite/")
+				kind, _, _ := strings.Cut(label, ",")
+				seen[kind] = true
+				fmt.Printf("  %-52s %10s transactions/s\n", label, rate)
 			}
+		}
+	}
+	for _, kind := range []string{"sqlite", "sqlite_bare", "postgres", "postgres_bare"} {
+		if !seen[kind] {
+			return fmt.Errorf("no figure of %s in\n%s", kind, out)
 		}
 	}
 	return nil
