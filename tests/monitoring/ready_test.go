@@ -1,15 +1,21 @@
 package monitoring
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"golang.org/x/sys/unix"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 
+	inventoryv1 "github.com/sallyport-pki/sallyport/gen/sallyport/inventory/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
 	"github.com/sallyport-pki/sallyport/tests/lab"
@@ -37,9 +43,7 @@ func TestDatabaseAway(t *testing.T) {
 	if v, err := s.value("sallyport_inventory_certificates_served"); err == nil {
 		t.Errorf("%v certificates are counted in a database that is away", v)
 	}
-	if code, _, err := get(t.Context(), "/healthz", ""); err != nil || code != http.StatusOK {
-		t.Errorf("alive without its database: %d %v", code, err)
-	}
+	alive(t)
 
 	must(t, postgres.Start(t.Context()))
 	readiness(t, http.StatusOK, "ready")
@@ -51,8 +55,17 @@ func TestDatabaseAway(t *testing.T) {
 	}
 }
 
-// TestBrokerAway: the same for a daemon whose broker is stopped.
-func TestBrokerAway(t *testing.T) {
+// inventoryDaemon is one daemon with what it needs.
+type inventoryDaemon struct {
+	*lab.Process
+	broker *lab.Broker
+	issue  func(name string, more ...string) // issues an identity
+	id     func(name string) string          // gives its folder
+}
+
+// newInventory starts an inventory whose identity lives as long as issued.
+func newInventory(t *testing.T, more ...string) inventoryDaemon {
+	t.Helper()
 	l := newLab(t)
 	trust := filepath.Join(l.Dir, "trust")
 	do := func(args ...string) {
@@ -61,33 +74,105 @@ func TestBrokerAway(t *testing.T) {
 			t.Fatalf("sallyport %v: %s", args, r.Stderr)
 		}
 	}
-	id := func(name string) string { return filepath.Join(l.Dir, "identity", name) }
-	do("trust", "init", "--dir", trust, "--trust-domain", "sallyport.example.com")
-	for _, name := range []string{"service/nats", "service/inventory", "operator/ann"} {
-		do("trust", "issue", "--dir", trust, name, "--out", id(filepath.Base(name)))
+	d := inventoryDaemon{id: func(name string) string { return filepath.Join(l.Dir, "identity", name) }}
+	d.issue = func(name string, more ...string) {
+		t.Helper()
+		do(append([]string{"trust", "issue", "--dir", trust, name, "--out", d.id(filepath.Base(name))}, more...)...)
 	}
+	do("trust", "init", "--dir", trust, "--trust-domain", "sallyport.example.com")
+	d.issue("service/nats")
+	d.issue("operator/ann")
 	conf := string(ok(os.ReadFile(filepath.Join(repository(t), "deploy/config/nats.conf")))(t))
-	conf = strings.NewReplacer("0.0.0.0:4222", "127.0.0.1:4222", "/etc/sallyport/identity/", id("")+"/", "/var/lib/sallyport/", l.Dir+"/").Replace(conf)
+	conf = strings.NewReplacer("0.0.0.0:4222", "127.0.0.1:4222", "/etc/sallyport/identity/", d.id("")+"/", "/var/lib/sallyport/", l.Dir+"/").Replace(conf)
 	must(t, os.WriteFile(filepath.Join(l.Dir, "nats.conf"), []byte(conf), 0o600))
-	broker := ok(l.NATS(filepath.Join(l.Dir, "nats.conf")))(t)
+	d.broker = ok(l.NATS(filepath.Join(l.Dir, "nats.conf")))(t)
 	file := filepath.Join(l.Dir, "inventory.yaml")
 	must(t, os.WriteFile(file, fmt.Appendf(nil, "listen: 127.0.0.1:8444\nidentity: {dir: %s}\nnats: {url: \"tls://127.0.0.1:4222\"}\ndatabase: {driver: sqlite, dsn: %s}\n%s",
-		id("inventory"), filepath.Join(l.Dir, "inventory.db"), config), 0o600))
-	daemon := ok(l.Start(lab.Command{Name: "inventory", Path: filepath.Join(l.Bin, "sallyport-inventory"), Args: []string{"--config", file}}))(t)
+		d.id("inventory"), filepath.Join(l.Dir, "inventory.db"), config), 0o600))
+	d.issue("service/inventory", more...)
+	d.Process = ok(l.Start(lab.Command{Name: "inventory", Path: filepath.Join(l.Bin, "sallyport-inventory"), Args: []string{"--config", file}}))(t)
+	return d
+}
+
+// alive wants the process to live, whatever it lacks.
+func alive(t *testing.T) {
+	t.Helper()
+	if code, _, err := get(t.Context(), "/healthz", ""); err != nil || code != http.StatusOK {
+		t.Errorf("it does not say that it lives: %d %v", code, err)
+	}
+}
+
+// TestBrokerAway: the same for a daemon whose broker is stopped.
+func TestBrokerAway(t *testing.T) {
+	d := newInventory(t)
 	readiness(t, http.StatusOK, "ok    inventory broker")
-	source := ok(identity.NewFiles(id("ann"), nil))(t)
+	source := ok(identity.NewFiles(d.id("ann"), nil))(t)
 	defer source.Close()
 	conn := ok(rpc.Dial(rpc.ClientConfig{Address: "127.0.0.1:8444", Service: "inventory", Source: source}))(t)
 	defer conn.Close()
 	health(t, conn, inventoryAPI, healthpb.HealthCheckResponse_SERVING)
 
-	broker.Stop()
+	d.broker.Stop()
 	readiness(t, http.StatusServiceUnavailable, "FAILS inventory broker: the event broker is not connected")
 	readiness(t, http.StatusServiceUnavailable, "ok    inventory database")
 	health(t, conn, inventoryAPI, healthpb.HealthCheckResponse_NOT_SERVING)
+	alive(t)
+	begun := time.Now()
+	ok(inventoryv1.NewInventoryServiceClient(conn).ApplyIdentity(t.Context(), &inventoryv1.ApplyIdentityRequest{Identity: &inventoryv1.Identity{
+		Name: "shop", Owner: "team", Purpose: "test", Names: &typev1.Names{Dns: []string{"shop.example.com"}},
+	}}))(t)
+	const age = "sallyport_outbox_oldest_waiting_age_seconds"
+	await(t, "its event to wait", func(v float64) bool { return v > 0 && v <= time.Since(begun).Seconds() }, age)
+	await(t, "the consumers' metrics to be missing", atLeast(1), "sallyport_survey_failed")
+	s, _ := scrape(t)
+	fire(t, s, 0, []string{age}, "SallyportMetricsIncomplete", "SallyportNotReady", "SallyportOutboxLag")
 
-	must(t, broker.Start())
+	must(t, d.broker.Start())
+	await(t, "it to be told", is(0), age)
 	readiness(t, http.StatusOK, "ok    inventory broker")
 	health(t, conn, inventoryAPI, healthpb.HealthCheckResponse_SERVING)
-	must(t, daemon.Stop())
+	must(t, d.Stop())
+}
+
+// TestIdentityEnds: a daemon whose SVID has run out is not ready, until it has a new one.
+func TestIdentityEnds(t *testing.T) {
+	d := newInventory(t, "--ttl", "40s")
+	readiness(t, http.StatusOK, "ok    inventory svid")
+	readiness(t, http.StatusServiceUnavailable, "FAILS inventory svid: the service's own SVID is not valid now")
+	alive(t)
+	await(t, "what Prometheus sees to be so", is(0), "sallyport_ready", "service=inventory")
+	s, _ := scrape(t)
+	fire(t, s, 0, nil, "SallyportNotReady", "SallyportSVIDEnding", "SallyportSVIDExpiring")
+	d.issue("service/inventory")
+	readiness(t, http.StatusOK, "ok    inventory svid")
+}
+
+// TestLogFull: an audit service whose log's disk is full is not ready, until there is room again.
+func TestLogFull(t *testing.T) {
+	l := newLab(t)
+	log := filepath.Join(l.Dir, "log")
+	must(t, os.Mkdir(log, 0o700))
+	if out, err := exec.CommandContext(t.Context(), "mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", log).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() { l.Close(); must(t, unix.Unmount(log, 0)) })
+	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config + fmt.Sprintf("audit: {directory: %s}\n", log)}))(t)
+	readiness(t, http.StatusOK, "ok    audit ledger")
+	ballast := filepath.Join(log, "ballast")
+	if err := os.WriteFile(ballast, make([]byte, 16<<20), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("the disk is not full: %v", err)
+	}
+	readiness(t, http.StatusServiceUnavailable, "FAILS audit ledger: the audit log takes no records")
+	readiness(t, http.StatusServiceUnavailable, "ok    inventory database")
+	alive(t)
+	begun := time.Now()
+	ok(plane.Apply(t.Context(), "kind: Identity\nname: shop\nowner: team\npurpose: test\nnames: {dns: [shop.example.com]}\n"))(t)
+	const age = "sallyport_consumer_oldest_unhandled_age_seconds"
+	await(t, "its event to wait", func(v float64) bool { return v > 0 && v <= time.Since(begun).Seconds() }, age, "consumer=audit")
+	s, _ := scrape(t)
+	fire(t, s, 0, []string{age}, "SallyportAuditLag", "SallyportNotReady")
+	must(t, os.Remove(ballast))
+	await(t, "it to be recorded", is(0), age, "consumer=audit")
+	readiness(t, http.StatusOK, "ok    audit ledger")
+	must(t, plane.Stop())
 }
