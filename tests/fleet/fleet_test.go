@@ -280,6 +280,9 @@ func (w *world) end() {
 		}
 		return err
 	})
+	if w.waited == 0 {
+		w.t.Error("by the server's log nobody was ever told to wait: either the pace holds nobody, or the test cannot read it any more")
+	}
 	if st := w.out().status(w.t); len(st.Assignments) != 1 || st.Assignments[0].Generation != 1 {
 		w.t.Errorf("the locked agent was told something: %+v", st.Assignments)
 	}

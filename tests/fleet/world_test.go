@@ -78,6 +78,7 @@ type world struct {
 	plane  *lab.Plane
 	clock  *clock
 	hosts  []*host
+	waited int // how often agents were told to wait, in all rounds that were counted
 
 	deployer  deployerv1.DeployerServiceClient
 	inventory inventoryv1.InventoryServiceClient
@@ -434,6 +435,7 @@ func (w *world) rounds(what string, from int) {
 		sum, worst = sum+n, max(worst, n)
 	}
 	w.t.Logf("%s: %d agents were told to wait, %d times in all, one of them %d times", what, len(told), sum, worst)
+	w.waited += sum
 	if worst > roundsMax {
 		w.t.Errorf("%s: one agent was told to wait %d times", what, worst)
 	}
