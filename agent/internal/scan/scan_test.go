@@ -311,7 +311,44 @@ func TestSocketTable(t *testing.T) {
 	}
 }
 
+// sample is a file as it is found on hosts.
+func sample(t testing.TB, name string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// TestRealConfigs reads configurations as servers have them (nginx -t and haproxy -c take these where their files are there).
+func TestRealConfigs(t *testing.T) {
+	var got []string
+	for _, d := range nginxConfig(sample(t, "nginx.conf")) {
+		if slices.Contains(nginxDirectives, d[0]) || d[0] == "include" {
+			got = append(got, d[1])
+		}
+	}
+	if want := []string{
+		"/etc/nginx/modules-enabled/*.conf", "/etc/nginx/mime.types", "tls/shop.crt", "/etc/nginx/tls/partners ca.pem", "/etc/nginx/tls/the chain.pem",
+		"/etc/nginx/tls/client.crt", "$pair.crt", "/etc/nginx/conf.d/*.conf", "/etc/nginx/sites-enabled/*",
+	}; !slices.Equal(got, want) {
+		t.Errorf("nginx: %q", got)
+	}
+	crts, lists := haproxyConfig(sample(t, "haproxy.cfg"))
+	if want := []string{
+		"/etc/ssl/private/shop.pem", "/etc/haproxy/tls/with blank.pem", "/etc/ssl/certs/partners.pem", "/etc/ssl/certs/internal-ca.pem", "/etc/ssl/private/client.pem",
+	}; !slices.Equal(crts, want) || !slices.Equal(lists, []string{"/etc/haproxy/tls/list.txt"}) {
+		t.Errorf("haproxy: %q, %q", crts, lists)
+	}
+	if got, want := crtList(sample(t, "crt-list.txt")), []string{"/etc/haproxy/tls/default.pem", "/etc/haproxy/tls/api.pem", "/etc/haproxy/tls/wild.pem"}; !slices.Equal(got, want) {
+		t.Errorf("crt-list: %q", got)
+	}
+}
+
 func FuzzSocketTable(f *testing.F) {
+	f.Add(sample(f, "tcp")) // of /proc/net
+	f.Add(sample(f, "tcp6"))
 	f.Add("x\n 0: 0100007F:1F90 00000000:0000 0A\n")
 	f.Add("x\n 0: 00:1 2 0A\n")
 	f.Fuzz(func(t *testing.T, text string) {
@@ -343,6 +380,9 @@ func FuzzCertificates(f *testing.F) {
 }
 
 func FuzzServerConfigs(f *testing.F) {
+	for _, name := range []string{"nginx.conf", "haproxy.cfg", "crt-list.txt"} {
+		f.Add(sample(f, name))
+	}
 	f.Add(`http { server { ssl_certificate "a b"; include x; } } # y`)
 	f.Add("bind :443 ssl crt /x crt 'a\\b' # c\n crt-base /y\n")
 	f.Add(`a\`)
