@@ -167,15 +167,27 @@ const notPublished = "the log is not the one that was published; restore it, or,
 
 // after is the position that follows a message.
 func after(h nats.Header) (uint64, error) {
-	first, err := strconv.ParseUint(h.Get(HeaderFirst), 10, 64)
+	first, err := position(h)
 	if err != nil {
-		return 0, fmt.Errorf("header %s: %w", HeaderFirst, err)
+		return 0, err
 	}
 	count, err := strconv.ParseUint(h.Get(HeaderCount), 10, 32)
 	if err != nil {
 		return 0, fmt.Errorf("header %s: %w", HeaderCount, err)
 	}
+	if count == 0 || first+count < first {
+		return 0, fmt.Errorf("headers %s and %s: %d records cannot begin at %d: %s", HeaderFirst, HeaderCount, count, first, notPublished)
+	}
 	return first + count, nil
+}
+
+// position is that of a message's first record.
+func position(h nats.Header) (uint64, error) {
+	first, err := strconv.ParseUint(h.Get(HeaderFirst), 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("header %s: %w", HeaderFirst, err)
+	}
+	return first, nil
 }
 
 // send publishes one message and gives the place behind it.
