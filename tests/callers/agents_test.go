@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/url"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -284,8 +285,19 @@ func joinTokens(t *testing.T, s *site) {
 		}
 	}
 	for _, host := range []string{"", "../operator/admin", "alpha/../../operator/admin", "operator/admin", "alpha\x00", "*", "alpha ", "-", "spiffe://" + domain + "/operator/admin"} {
-		if err := enrol(token(""), host, newKey(t))(t.Context()); status.Code(err) != codes.InvalidArgument {
-			t.Errorf("enrolling as %q: %v", host, err)
+		of := token("")
+		what := fmt.Sprintf("a join token used as %q", host)
+		r := s.refuses(t, what, enrol(of, host, newKey(t)), codes.InvalidArgument, "INVALID_FIELD", "deployer.token.refused")
+		if r.Subject != "tokens/"+of.ID || r.Facts["host"] != strconv.QuoteToASCII(host) || r.Result != "refused" || r.Actor != "anonymous" {
+			t.Errorf("the record of %s is %+v", what, r)
+		}
+		what = fmt.Sprintf("an agent that comes back as %q", host)
+		r = s.refuses(t, what, func(ctx context.Context) error {
+			_, err := nobody.Return(ctx, &agentv1.ReturnRequest{Host: host, Csr: request(t, first, x509.CertificateRequest{}), Time: timestamppb.Now(), Signature: []byte{1}})
+			return err
+		}, codes.InvalidArgument, "INVALID_FIELD", "deployer.agent.return_refused")
+		if r.Subject != "agents" || r.Facts["host"] != strconv.QuoteToASCII(host) || r.Result != "refused" || r.Actor != "anonymous" {
+			t.Errorf("the record of %s is %+v", what, r)
 		}
 	}
 }

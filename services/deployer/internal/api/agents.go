@@ -23,6 +23,9 @@ type agents struct {
 func (a *agents) Enroll(ctx context.Context, req *agentv1.EnrollRequest) (*agentv1.EnrollResponse, error) {
 	in, err := parseEnroll(req)
 	if err != nil {
+		if fault.Of(err).Field == "host" {
+			err = a.Store.RefuseEnrol(ctx, req.GetTokenId(), req.GetHost(), err)
+		}
 		return nil, err
 	}
 	if err := a.Store.Enrol(ctx, in.token, in.join, in.info, a.Granter.Expires()); err != nil {
@@ -39,6 +42,9 @@ func (a *agents) Enroll(ctx context.Context, req *agentv1.EnrollRequest) (*agent
 func (a *agents) Return(ctx context.Context, req *agentv1.ReturnRequest) (*agentv1.ReturnResponse, error) {
 	in, info, err := parseReturn(req)
 	if err != nil {
+		if fault.Of(err).Field == "host" {
+			err = a.Store.RefuseReturn(ctx, req.GetHost(), err)
+		}
 		return nil, err
 	}
 	if err := a.Store.Return(ctx, in, a.ReturnWithin, info, a.Granter.Expires()); err != nil {

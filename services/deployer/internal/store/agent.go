@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
@@ -214,6 +215,32 @@ func (s *Store) Enrol(ctx context.Context, tokenID string, j fleet.Join, info fl
 	}
 	return refused
 }
+
+// RefuseEnrol records that somebody wanted in under a name that no host can have, such as a path to another's identity, and gives why
+// that is refused.
+func (s *Store) RefuseEnrol(ctx context.Context, tokenID, host string, why error) error {
+	return s.refuse(ctx, "token.refused", "tokens/"+tokenID, host, why)
+}
+
+// RefuseReturn is RefuseEnrol for a return.
+func (s *Store) RefuseReturn(ctx context.Context, host string, why error) error {
+	return s.refuse(ctx, "agent.return_refused", "agents", host, why)
+}
+
+func (s *Store) refuse(ctx context.Context, kind, subject, host string, why error) error {
+	f := fault.Of(why)
+	err := s.write(ctx, func(ctx context.Context, t *txn) error {
+		return t.emit(ctx, fact{kind: kind, subject: subject, reason: f.Reason, result: eventv1.Result_RESULT_REFUSED,
+			facts: map[string]string{"host": strconv.QuoteToASCII(host[:min(len(host), maxStrangeHost)]), "message": f.Message}}, nil)
+	})
+	if err != nil {
+		return err
+	}
+	return why
+}
+
+// maxStrangeHost bounds what is recorded of a name that no host can have.
+const maxStrangeHost = 64
 
 func (t *txn) enrolled(ctx context.Context, was *fleet.Agent, j fleet.Join, info fleet.Info, expires time.Time, tokenID string) error {
 	a := fleet.Agent{Host: j.Host, Enrolled: t.now}
