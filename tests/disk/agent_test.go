@@ -2,6 +2,7 @@ package disk
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -15,7 +16,7 @@ import (
 )
 
 // agentFailures are met by an agent that renews a certificate. A path is a folder of its state, one beside the web server, or a
-// name that a call is given in there.
+// name that a call is given in there; NEXT is that of the next key.
 var agentFailures = []struct {
 	name, calls, do, path string
 	// says is in its log.
@@ -27,6 +28,8 @@ var agentFailures = []struct {
 	{"a step cannot be noted", "fdatasync", "error=EIO:when=1..4", "state/journal/current", "STATE_NOT_WRITABLE", false},
 	{"a report cannot be kept", "fsync", "error=EIO:when=1..4", "state/spool", "kept in memory", true},
 	{"no room where the server reads", "write", "error=ENOSPC", "tls/.site.key.sallyport-new", "DISK_FULL", false},
+	{"a new file does not sync", "fsync", "error=EIO", "tls/.site.key.sallyport-new", "input/output error", false},
+	{"a new key does not sync", "fsync", "error=EIO", "state/keys/NEXT", "STATE_NOT_WRITABLE", false},
 	{"the server's folder does not sync", "fsync", "error=EIO:when=1..2", "tls", "input/output error", false},
 	{"a file cannot get its place", "renameat", "error=EIO:when=1", "tls", "input/output error", false},
 	{"the second file cannot get its place", "renameat", "error=EIO", ".site.pem.sallyport-new", "input/output error", false},
@@ -46,7 +49,7 @@ func TestAgentFailures(t *testing.T) {
 			case "tls":
 				path = filepath.Join(s.web.TLSDir, below)
 			case "state":
-				path = filepath.Join(s.host.State, below)
+				path = filepath.Join(s.host.State, strings.Replace(below, "NEXT", s.nextKey(t, deployer, generation+1), 1))
 			}
 			// The agent opens folders and works from there.
 			must(t, s.host.Stop())
@@ -75,6 +78,19 @@ func TestAgentFailures(t *testing.T) {
 		})
 	}
 	s.stop(t)
+}
+
+// nextKey is the name of the file that the agent keeps the key of the generation's first attempt in.
+func (s *site) nextKey(t *testing.T, deployer deployerv1.DeployerServiceClient, generation int64) string {
+	t.Helper()
+	for _, a := range s.assignments(t.Context(), t, deployer) {
+		if a.GetDeployment() == "web" {
+			sum := sha256.Sum256([]byte(a.GetId()))
+			return fmt.Sprintf("%x-%016d-%010d", sum[:16], generation, 1)
+		}
+	}
+	t.Fatal("nothing is assigned")
+	return ""
 }
 
 // serves waits until the web server serves what is assigned in the generation, and wants what is on disk to be that.

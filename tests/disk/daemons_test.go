@@ -88,7 +88,7 @@ authorization { users = [
 
 // start starts a daemon whose files lie in dir. Its configuration lies elsewhere, and the database of a new issuer, which would
 // otherwise not come to make its key.
-func (d *daemons) start(service, dir, listen string) *lab.Process {
+func (d *daemons) start(service, dir, listen string, prefix ...string) *lab.Process {
 	d.t.Helper()
 	at := d.plane.At
 	name := filepath.Base(dir)
@@ -110,7 +110,7 @@ func (d *daemons) start(service, dir, listen string) *lab.Process {
 	}
 	file := filepath.Join(d.Logs, name+".yaml")
 	must(d.t, os.WriteFile(file, []byte(text), 0o600))
-	d.runs[name] = ok(d.Start(lab.Command{Name: name, Path: filepath.Join(d.Bin, "sallyport-"+service), Args: []string{"--config", file}}))(d.t)
+	d.runs[name] = ok(d.Start(lab.Command{Name: name, Path: filepath.Join(d.Bin, "sallyport-"+service), Args: []string{"--config", file}, Prefix: prefix}))(d.t)
 	return d.runs[name]
 }
 
@@ -178,6 +178,72 @@ func TestFullDiskDaemons(t *testing.T) {
 		p := d.start(service, d.folder("new-"+service), at)
 		must(t, lab.Await(t.Context(), patience, p.Name+" to start", func() error { return listens(at) }, p))
 		d.stop(p)
+	}
+}
+
+// daemonFailures are met by one daemon alone. The path is one in its folder.
+var daemonFailures = []struct {
+	service string
+	failure
+}{
+	{"inventory", failure{"data.db-wal", "fsync", "error=EIO:when=5+", 1, "data.db does not sync"}},
+	{"issuer", failure{"data.db-wal", "fsync", "error=EIO:when=5+", 1, "data.db does not sync"}},
+	{"deployer", failure{"data.db-wal", "fsync", "error=EIO:when=5", 1, "data.db does not sync"}},
+	{"audit", failure{"data.db-wal", "fsync", "error=EIO:when=5+", 1, "data.db does not sync"}},
+	{"audit", failure{"log/.state", "fsync", "error=EIO:when=3", 1, "appending to the log in"}},
+	{"audit", failure{"log", "fsync", "error=EIO:when=2+", 0, "a checkpoint cannot be written"}},
+	{"deployer", failure{"data.db-wal", "pwrite64", "error=EIO:when=30+", 0, "data.db does not work"}},
+	{"issuer", failure{"data.db-wal", "pwrite64", "error=ENOSPC:when=30..60", 0, "disk full"}},
+}
+
+// TestDaemonFailures lets system calls of one daemon fail while all work. It ends, or goes on, and says what is wrong, the others go on
+// without it; and when the disk works again nothing is lost that was acknowledged.
+func TestDaemonFailures(t *testing.T) {
+	t.Parallel()
+	d := newDaemons(t)
+	w := newWitness(t, d.site)
+	for i, f := range daemonFailures {
+		t.Run(strings.Join([]string{f.service, filepath.Base(f.path), f.calls, f.do}, " "), func(t *testing.T) {
+			d.stop(d.runs[f.service])
+			p := d.start(f.service, d.folder(f.service), d.plane.At[f.service], ok(lab.Fault{Calls: f.calls, Do: f.do, Path: filepath.Join(d.folder(f.service), f.path)}.Prefix())(t)...)
+			ctx, cancel := context.WithCancel(t.Context())
+			working := w.work(ctx, t, d.site, 200+i)
+			err := lab.Await(ctx, patience, "it to meet the failure", func() error {
+				if f.code == 0 && !strings.Contains(p.Output(), f.says) || f.code != 0 && p.Running() {
+					return errors.New("it has not")
+				}
+				return nil
+			})
+			cancel()
+			working.Wait()
+			must(t, err)
+			lines := strings.Split(strings.TrimSpace(p.Output()), "\n")
+			switch code, last := p.ExitCode(), lines[len(lines)-1]; {
+			case strings.Contains(p.Output(), "\ngoroutine "):
+				t.Errorf("it panicked:\n%s", p.Output())
+			case f.code != 0 && (code != f.code || !strings.Contains(last, f.says)):
+				t.Errorf("it ended with code %d, saying %q", code, last)
+			case f.code == 0 && !p.Running():
+				t.Errorf("it ended with code %d, saying %q", code, last)
+			}
+			p.KillAll()
+			for _, service := range services {
+				if service != f.service && !d.runs[service].Running() {
+					t.Errorf("the %s has ended too", service)
+				}
+			}
+			d.start(f.service, d.folder(f.service), d.plane.At[f.service])
+			d.plane.Process = d.runs["deployer"]
+			d.await(t.Context(), t, "all daemons", d.answer)
+			w.keeps(t.Context(), t, d.site)
+			w.tells(t)
+		})
+	}
+	t.Logf("all is there: %s", w.count())
+	d.settles(t.Context(), t, w)
+	must(t, d.host.Stop())
+	for _, service := range services {
+		d.stop(d.runs[service])
 	}
 }
 
