@@ -34,7 +34,8 @@ func pointsOf(service string) []crash.Point {
 	return points
 }
 
-// daemons makes a control plane of four daemons, with a broker of their own. The broker can be killed too.
+// daemons makes a control plane of four daemons, with a broker of their own. The broker can be killed too. Each service has the
+// database that the seed gives it, SQLite or PostgreSQL.
 func (w *world) daemons(dsn string) {
 	w.at = map[string]string{"nats": address(w)}
 	for _, service := range services {
@@ -59,7 +60,12 @@ func (w *world) daemons(dsn string) {
 	issue("service/nats", "nats")
 	w.broker()
 	for _, service := range services {
-		w.daemon(service, dsn)
+		database := fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", dsn)
+		if w.r.IntN(2) == 0 {
+			database = fmt.Sprintf("database: {driver: sqlite, dsn: %s}\n", filepath.Join(w.plane.Data, service, "data.db"))
+		}
+		w.t.Logf("the %s: %s", service, strings.TrimSpace(database))
+		w.daemon(service, database)
 	}
 }
 
@@ -93,9 +99,9 @@ authorization { users = [
 }
 
 // daemon starts a daemon the first time; that of the audit log dies once on its way.
-func (w *world) daemon(service, dsn string) {
+func (w *world) daemon(service, database string) {
 	dir := filepath.Join(w.plane.Data, service)
-	config := fmt.Sprintf("listen: %s\nidentity: {dir: %s}\nnats: {url: \"tls://%s\"}\ndatabase: {driver: postgres, dsn: %q}\n", w.at[service], dir, w.at["nats"], dsn) + tuning[service]
+	config := fmt.Sprintf("listen: %s\nidentity: {dir: %s}\nnats: {url: \"tls://%s\"}\n", w.at[service], dir, w.at["nats"]) + database + tuning[service]
 	switch service {
 	case "deployer":
 		config += fmt.Sprintf("svid_authority: {certificate: %[1]s/root.pem, key: %[1]s/root-key.pem}\npeers: {issuer: %q, inventory: %q}\n",
