@@ -295,8 +295,9 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, conn *gr
 	var keeper *enroll.Keeper
 	talk, err := session.New(session.Config{
 		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log, Connect: func(ctx context.Context) { rpc.TryNow(ctx, conn) },
+		Unanswered: l.silent, Back: func() { worker.TryAgain(); observer.TryAgain(); keeper.TryAgain() },
 		Changed: func() { worker.Wake(); responder.Wake(); observer.Wake() },
-		Refused: func() { keeper.Refused() },
+		Refused: func() { keeper.TryAgain() },
 	})
 	if err != nil {
 		return nil, err

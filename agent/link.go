@@ -9,12 +9,14 @@ import (
 )
 
 // link dials for the agent's one connection and can break it off, so that the
-// next one is made with the identity now in use.
+// next one is made with the identity now in use. It knows whether anybody has
+// answered the last time.
 type link struct {
 	dialer rpc.Dialer
 
-	mu    sync.Mutex
-	conns map[*linked]struct{}
+	mu         sync.Mutex
+	conns      map[*linked]struct{}
+	unanswered bool
 }
 
 type linked struct {
@@ -24,21 +26,20 @@ type linked struct {
 
 func newLink(dialer rpc.Dialer) *link {
 	if dialer == nil {
-		dialer = func(ctx context.Context, address string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
-		}
+		dialer = rpc.Direct
 	}
 	return &link{dialer: dialer, conns: map[*linked]struct{}{}}
 }
 
 func (l *link) dial(ctx context.Context, address string) (net.Conn, error) {
 	raw, err := l.dialer(ctx, address)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.unanswered = rpc.Unanswered(err)
 	if err != nil {
 		return nil, err
 	}
 	c := &linked{raw, l}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.conns[c] = struct{}{}
 	return c, nil
 }
@@ -49,6 +50,13 @@ func (c *linked) Close() error {
 	delete(c.link.conns, c)
 	c.link.mu.Unlock()
 	return c.Conn.Close()
+}
+
+// silent says whether the last one dialled was not answered at all.
+func (l *link) silent() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.unanswered
 }
 
 // reset breaks off what is open.

@@ -2,12 +2,12 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +15,10 @@ import (
 	"google.golang.org/grpc/test/bufconn"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/agenttest"
+	"github.com/sallyport-pki/sallyport/agent/internal/connector/files"
+	"github.com/sallyport-pki/sallyport/agent/internal/connector/pemfile"
+	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
+	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 )
 
@@ -22,16 +26,24 @@ import (
 type network struct {
 	lis *bufconn.Listener
 
-	mu    sync.Mutex
-	down  bool
-	conns []net.Conn
+	mu      sync.Mutex
+	down    bool
+	swallow bool // what is lost is lost without a word
+	conns   []net.Conn
 }
 
 func (n *network) dial(ctx context.Context, _ string) (net.Conn, error) {
+	for sent := time.Second; n.swallows(); sent *= 2 { // SYN goes out again after 1, 2, 4 ... s
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(sent):
+		}
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.down {
-		return nil, errors.New("network is unreachable")
+		return nil, syscall.ECONNREFUSED
 	}
 	c, err := n.lis.DialContext(ctx)
 	if err == nil {
@@ -55,6 +67,20 @@ func (n *network) refuse() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.down = true
+}
+
+// fallSilent swallows everything from now on. The kernel notices, which is tried where there is one (tests/network).
+func (n *network) fallSilent() {
+	n.mu.Lock()
+	n.swallow = true
+	n.mu.Unlock()
+	n.lose()
+}
+
+func (n *network) swallows() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.down && n.swallow
 }
 
 func (n *network) lost() bool {
@@ -113,7 +139,7 @@ func TestNetworkLostInChangeOfKey(t *testing.T) {
 		t.Run(o.name, func(t *testing.T) {
 			for range 2 { // pauses are random
 				synctest.Test(t, func(t *testing.T) {
-					site := newSite(t)
+					site := newSite(t, time.Hour)
 					if took := site.suffer(o); took > within {
 						t.Errorf("back after %s, want %s at most", took, within)
 					}
@@ -127,10 +153,53 @@ func TestNetworkLostInChangeOfKey(t *testing.T) {
 	}
 }
 
+// However long a network has swallowed everything, the agent is back within seconds, and goes on at once with what it was at.
+func TestNetworkSilent(t *testing.T) {
+	const within = 16*time.Second + 5*time.Second // between two SYNs of a try; and the pauses, which end
+	for _, method := range []string{"SubmitCSR", "ReportAssignment", "ReportObservation"} {
+		t.Run(method, func(t *testing.T) {
+			for range 3 { // pauses are random
+				synctest.Test(t, func(t *testing.T) {
+					site := newSite(t, 2*time.Minute)
+					time.Sleep(2 * time.Minute) // the first scan is over, which is an observation too
+					var once sync.Once
+					site.Fail(method, func() (err error) {
+						once.Do(func() {
+							site.between.fallSilent()
+							err = fault.New(fault.Transient, "LOST", "nobody hears this")
+						})
+						return err
+					})
+					connector := "files"
+					if method == "ReportAssignment" {
+						connector = "unknown" // refused at once, which is reported
+					}
+					site.Assign(&agentv1.Assignment{Id: "a1", Generation: 1, Attempt: 1, KeyType: typev1.KeyType_KEY_TYPE_ECDSA_P256,
+						Names:  &typev1.Names{Dns: []string{"shop.example"}},
+						Target: &agentv1.Target{Name: "web", Connector: connector, Settings: map[string]string{"combined": site.dir + "/shop.pem"}}})
+					for !site.between.lost() {
+						time.Sleep(time.Second)
+					}
+					time.Sleep(renewAfter/2 + rand.N(renewAfter/8)) // a change of key would end the pauses too
+					open, calls := len(site.Subscriptions()), site.Calls(method)
+					site.between.back()
+					time.Sleep(within)
+					if len(site.Subscriptions()) == open {
+						t.Error("no stream")
+					}
+					if site.Calls(method) == calls {
+						t.Error("what was broken off was not tried again")
+					}
+				})
+			}
+		})
+	}
+}
+
 // An agent that may not come back asks no more often because its old identity is refused too: each refusal is recorded.
 func TestMayNeverComeBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		site := newSite(t)
+		site := newSite(t, time.Hour)
 		site.Fail("Return", func() error { return fault.New(fault.Denied, "RETURN_TOO_LATE", "enrol again with a join token") })
 		site.between.lose()
 		time.Sleep(bothDead)
@@ -146,14 +215,16 @@ func TestMayNeverComeBack(t *testing.T) {
 type site struct {
 	*agenttest.Server
 	between *network
+	dir     string // where its agent may write
 }
 
 // newSite has its agent at work.
-func newSite(t *testing.T) *site {
+func newSite(t *testing.T, heartbeat time.Duration) *site {
 	between := &network{lis: bufconn.Listen(1 << 20)}
-	server := agenttest.Start(t, agenttest.Config{TTL: ttl, RenewAfter: renewAfter, Heartbeat: time.Hour,
+	server := agenttest.Start(t, agenttest.Config{TTL: ttl, RenewAfter: renewAfter, Heartbeat: heartbeat,
 		Listen: func() (net.Listener, error) { return between.lis, nil }})
-	cfg := Config{Server: server.Address, StateDir: filepath.Join(t.TempDir(), "state"), Host: "web1", Scan: Scan{Listeners: "off"}}
+	dir := t.TempDir()
+	cfg := Config{Connectors: Connectors{Files: &files.Config{Config: pemfile.Config{Allow: []string{dir}}}}, Server: server.Address, StateDir: filepath.Join(t.TempDir(), "state"), Host: "web1", Scan: Scan{Listeners: "off"}}
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +246,7 @@ func newSite(t *testing.T) *site {
 		}
 	})
 	time.Sleep(time.Minute)
-	return &site{server, between}
+	return &site{server, between, dir}
 }
 
 // suffer goes through the outage and says how long the agent took to come back.

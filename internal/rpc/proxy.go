@@ -60,7 +60,7 @@ func (p *proxy) dial(ctx context.Context, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, proxyTimeout)
 	defer cancel()
 	at := net.JoinHostPort(p.host, p.port)
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", at)
+	conn, err := Direct(ctx, at)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to proxy %s: %w", at, err)
 	}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,6 +17,10 @@ import (
 
 // TestMain runs the tests in a jail: the network namespaces they make are seen by nobody outside, and end with it.
 func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "32"); err != nil { // they wait for time-outs of the network, and do little else
+		panic(err)
+	}
 	os.Exit(lab.Jail("mkdir -p /run/netns\nmount -t tmpfs tmpfs /run/netns\nmount --make-shared /run/netns", m.Run))
 }
 

@@ -48,7 +48,7 @@ type KeeperConfig struct {
 // Keeper keeps the identity fresh. Run is its one goroutine.
 type Keeper struct {
 	KeeperConfig
-	refused chan struct{}
+	again chan struct{}
 }
 
 // NewKeeper makes a keeper.
@@ -59,12 +59,13 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	return &Keeper{cfg, make(chan struct{}, 1)}, nil
 }
 
-// Refused tells that the server was reached and has refused the identity in use.
-// If a pause is under way, because no other identity could be had before, it
-// ends: how often that may be is decided by who speaks to the server.
-func (k *Keeper) Refused() {
+// TryAgain tells that the server was reached, or was reached and has refused the
+// identity in use. If a pause is under way, because no other identity could be
+// had before, it ends: how often that may be is decided by who speaks to the
+// server.
+func (k *Keeper) TryAgain() {
 	select {
-	case k.refused <- struct{}{}:
+	case k.again <- struct{}{}:
 	default:
 	}
 }
@@ -94,8 +95,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
-// least is the part of a pause that holds even if the identity in use is
-// refused meanwhile: what the server has asked for, and all of it once it has
+// least is the part of a pause that holds even if the server is reached
+// meanwhile: what the server has asked for, and all of it once it has
 // said that the agent may not come back, which it records each time.
 func (k *Keeper) least(err error, pause time.Duration) time.Duration {
 	if fault.KindOf(err) == fault.Denied && !pace.Refused(err) && !k.Now().Before(k.expires()) {
@@ -106,7 +107,7 @@ func (k *Keeper) least(err error, pause time.Duration) time.Duration {
 
 // sleep waits until it is due by the clock, which is looked at now and then: a
 // host that was suspended wakes with its timers where they were. From soonest
-// on it ends when the identity in use is refused.
+// on it ends when the server is reached.
 func (k *Keeper) sleep(ctx context.Context, due, soonest time.Time) bool {
 	for {
 		timer := time.NewTimer(min(max(due.Sub(k.Now()), 0), glance))
@@ -114,7 +115,7 @@ func (k *Keeper) sleep(ctx context.Context, due, soonest time.Time) bool {
 		case <-ctx.Done():
 			timer.Stop()
 			return false
-		case <-k.refused:
+		case <-k.again:
 			timer.Stop()
 			due = soonest
 		case <-timer.C:

@@ -58,8 +58,8 @@ type Config struct {
 // Observer sends heartbeats and scans.
 type Observer struct {
 	Config
-	skewed           bool
-	beatNow, scanNow chan struct{}
+	skewed                  bool
+	beatNow, scanNow, again chan struct{}
 }
 
 // New makes an observer.
@@ -67,16 +67,22 @@ func New(cfg Config) (*Observer, error) {
 	if cfg.Client == nil || cfg.Info == nil || cfg.Scanner == nil || cfg.Intervals == nil || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("observe: incomplete configuration")
 	}
-	return &Observer{Config: cfg, beatNow: make(chan struct{}, 1), scanNow: make(chan struct{}, 1)}, nil
+	return &Observer{Config: cfg, beatNow: make(chan struct{}, 1), scanNow: make(chan struct{}, 1), again: make(chan struct{}, 1)}, nil
 }
 
 // Wake tells that the server may ask for other intervals now.
 func (o *Observer) Wake() {
-	for _, c := range []chan struct{}{o.beatNow, o.scanNow} {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
+	signal(o.beatNow)
+	signal(o.scanNow)
+}
+
+// TryAgain tells that the server was reached: a heartbeat that waits after a failure is sent.
+func (o *Observer) TryAgain() { signal(o.again) }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -129,7 +135,14 @@ func (o *Observer) Heartbeat(ctx context.Context) error {
 			continue
 		}
 		o.Log.DebugContext(call, "heartbeat failed", "error", err)
-		if !wait(ctx, max(tries.After(err), shortest)) {
+		timer := time.NewTimer(max(tries.After(err), shortest))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-o.again:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
 			return nil
 		}
 	}

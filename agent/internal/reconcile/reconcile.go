@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -72,6 +73,7 @@ type Config struct {
 type Reconciler struct {
 	Config
 	wake  chan struct{}
+	again atomic.Bool        // the server was reached: what waits after a failure is tried now
 	csrs  map[string]*handIn // by assignment
 	said  map[string]string  // the last trouble logged, by assignment
 	swept bool               // keys of assignments that are no more are erased
@@ -81,6 +83,7 @@ type Reconciler struct {
 type handIn struct {
 	id    keystore.ID
 	until time.Time // not before
+	lost  bool      // the last try failed, and the server has not asked for a pause
 	pace  pace.Pace
 }
 
@@ -99,6 +102,12 @@ func (r *Reconciler) Wake() {
 	case r.wake <- struct{}{}:
 	default:
 	}
+}
+
+// TryAgain tells that the server was reached: a CSR that waits after a failure is handed in now.
+func (r *Reconciler) TryAgain() {
+	r.again.Store(true)
+	r.Wake()
 }
 
 // Run works until ctx ends. It begins with what was interrupted.
@@ -136,6 +145,13 @@ func (r *Reconciler) Run(ctx context.Context) error {
 // pass takes one step for each assignment and says when the next is due.
 func (r *Reconciler) pass(ctx context.Context, watch bool) (next time.Time) {
 	r.retell(ctx)
+	if r.again.Swap(false) {
+		for _, h := range r.csrs {
+			if h.lost {
+				h.until, h.pace = time.Time{}, handInPace()
+			}
+		}
+	}
 	desired := map[string]bool{}
 	for _, message := range r.Desired.Assignments() {
 		desired[message.GetId()] = true
@@ -249,11 +265,13 @@ func keyID(a plan.Assignment) keystore.ID {
 	return keystore.ID{Assignment: a.Assignment, Generation: a.Generation, Attempt: a.Attempt}
 }
 
+func handInPace() pace.Pace { return pace.New(time.Second, 5*time.Minute) }
+
 // submit makes the key and hands in its CSR; it says when to try again.
 func (r *Reconciler) submit(ctx context.Context, a plan.Assignment) time.Time {
 	h := r.csrs[a.Assignment]
 	if h == nil || h.id != keyID(a) {
-		h = &handIn{id: keyID(a), pace: pace.New(time.Second, 5*time.Minute)}
+		h = &handIn{id: keyID(a), pace: handInPace()}
 		r.csrs[a.Assignment] = h
 	}
 	if r.Now().Before(h.until) {
@@ -272,6 +290,7 @@ func (r *Reconciler) submit(ctx context.Context, a plan.Assignment) time.Time {
 	err = r.Submit(ctx, &agentv1.SubmitCSRRequest{
 		Assignment: a.Assignment, Generation: a.Generation, Attempt: a.Attempt, Csr: pending.CSR, Steps: []*agentv1.Step{key},
 	})
+	h.lost = false
 	switch {
 	case err == nil:
 		crash.At(crash.CSRSent)
@@ -281,7 +300,7 @@ func (r *Reconciler) submit(ctx context.Context, a plan.Assignment) time.Time {
 		return time.Time{}
 	case pace.Passing(err):
 		r.trouble(ctx, a, fmt.Errorf("handing in the CSR: %w", err))
-		h.until = r.Now().Add(h.pace.After(err))
+		h.until, h.lost = r.Now().Add(h.pace.After(err)), pace.Asked(err) == 0
 	default: // the server has refused it and goes on by itself
 		r.trouble(ctx, a, fmt.Errorf("handing in the CSR: %w", err))
 		h.until = r.Now().Add(resubmit)

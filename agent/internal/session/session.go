@@ -3,7 +3,8 @@
 //
 // It guarantees that a message of the stream is on disk before it is acted on,
 // that a broken or silent stream is opened again where it left off, with
-// growing pauses and full jitter, and that reports are sent in order, each with
+// growing pauses and full jitter (but for a network that answers nothing: that
+// is tried all the time, to be there when it is), and that reports are sent in order, each with
 // its own id, until the server has confirmed them.
 package session
 
@@ -26,6 +27,8 @@ import (
 const (
 	firstPause   = time.Second
 	longestPause = 5 * time.Minute
+	// silentPause is the longest while nobody answers: such a try costs a few packets that reach nobody.
+	silentPause = 5 * time.Second
 )
 
 // Config is what a Session needs. All fields must be set.
@@ -38,6 +41,10 @@ type Config struct {
 	// tried again is tried now. How long to wait is decided here alone, or two
 	// pauses that grow would come on top of each other.
 	Connect func(context.Context)
+	// Unanswered says whether the connection tried last was not answered at all, not even with a refusal.
+	Unanswered func() bool
+	// Back is called when a stream begins to speak: what waits to be tried again may be tried now.
+	Back func()
 	// Changed is called after the desired state has changed.
 	Changed func()
 	// Refused is called when the server is there and refuses the identity in use.
@@ -56,7 +63,7 @@ type Session struct {
 
 // New makes a session.
 func New(cfg Config) (*Session, error) {
-	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Connect == nil || cfg.Changed == nil || cfg.Refused == nil || cfg.Silence <= 0 || cfg.Log == nil {
+	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Connect == nil || cfg.Unanswered == nil || cfg.Back == nil || cfg.Changed == nil || cfg.Refused == nil || cfg.Silence <= 0 || cfg.Log == nil {
 		return nil, errors.New("session: incomplete configuration")
 	}
 	return &Session{Config: cfg, listenAgain: make(chan struct{}, 1), sendAgain: make(chan struct{}, 1)}, nil
@@ -65,11 +72,14 @@ func New(cfg Config) (*Session, error) {
 // TryAgain ends the pauses, and they begin anew: what was refused may be let in
 // now. The next try may still meet the connection that is being broken off.
 func (s *Session) TryAgain() {
-	for _, c := range []chan struct{}{s.listenAgain, s.sendAgain} {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
+	again(s.listenAgain)
+	again(s.sendAgain)
+}
+
+func again(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
@@ -77,7 +87,7 @@ var errSilent = errors.New("the stream has said nothing for too long")
 
 // Listen keeps the stream open until ctx ends.
 func (s *Session) Listen(ctx context.Context) error {
-	wait := pace.New(firstPause, longestPause)
+	wait, silent := pace.New(firstPause, longestPause), pace.New(firstPause, silentPause)
 	var said string
 	for {
 		call := trace.WithRequest(ctx, trace.NewRequest())
@@ -87,9 +97,14 @@ func (s *Session) Listen(ctx context.Context) error {
 		}
 		if heard {
 			wait.Reset()
+			silent.Reset()
 			said = ""
 		}
-		pause := wait.After(err)
+		next := &wait
+		if s.Unanswered() {
+			next = &silent
+		}
+		pause := next.After(err)
 		if text := err.Error(); text != said && !errors.Is(err, errSilent) && !errors.Is(err, io.EOF) {
 			said = text
 			s.Log.WarnContext(call, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "reason", pace.Reason(err), "error", err)
@@ -134,6 +149,8 @@ func (s *Session) subscribe(ctx context.Context) (heard bool, err error) {
 		silence.Reset(s.Silence)
 		if !heard {
 			s.Log.InfoContext(ctx, "connected to the server", "session", m.GetSession(), "revision", m.GetRevision(), "snapshot", m.GetSnapshot())
+			again(s.sendAgain)
+			s.Back()
 		}
 		heard = true
 		if err := s.Desired.Apply(ctx, m); err != nil {

@@ -36,7 +36,7 @@ func open(t *testing.T, server *agenttest.Server, silence time.Duration) *Sessio
 		t.Fatal(err)
 	}
 	s, err := New(Config{
-		Client: server.Client("web1"), Info: &agentv1.AgentInfo{}, Desired: desired, Spool: reports, Connect: func(context.Context) {}, Changed: func() {}, Refused: func() {}, Silence: silence, Log: log,
+		Client: server.Client("web1"), Info: &agentv1.AgentInfo{}, Desired: desired, Spool: reports, Connect: func(context.Context) {}, Unanswered: func() bool { return false }, Back: func() {}, Changed: func() {}, Refused: func() {}, Silence: silence, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -270,7 +270,7 @@ func (s *site) openBox() (*trust.Box, error) {
 }
 
 func (s *site) listen(ctx context.Context) error {
-	lis, err := new(net.ListenConfig).Listen(ctx, "tcp", s.cfg.Listen)
+	lis, err := rpc.Listen(ctx, s.cfg.Listen)
 	if err != nil {
 		return listenError(s.cfg.Listen, err)
 	}

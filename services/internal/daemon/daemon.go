@@ -312,7 +312,7 @@ func natsTLS(src identity.Source) (*tls.Config, error) {
 }
 
 func listen(ctx context.Context, address string) (net.Listener, error) {
-	lis, err := new(net.ListenConfig).Listen(ctx, "tcp", address)
+	lis, err := rpc.Listen(ctx, address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("listening on %s: another program listens there: stop it, or change listen", address)
 	}
