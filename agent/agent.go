@@ -160,8 +160,8 @@ func proxyDialer(cfg Config) (rpc.Dialer, error) {
 
 // state is what the agent keeps on disk.
 type state struct {
-	lock                                                          *disk.Lock
-	identity, keys, desired, progress, journal, spool, challenges *disk.Folder
+	lock                                                                   *disk.Lock
+	identity, keys, desired, progress, journal, spool, challenges, contact *disk.Folder
 }
 
 func (a *Agent) open() (*state, error) {
@@ -172,7 +172,7 @@ func (a *Agent) open() (*state, error) {
 	s := &state{lock: lock}
 	for name, folder := range map[string]**disk.Folder{
 		"identity": &s.identity, "keys": &s.keys, "desired": &s.desired, "progress": &s.progress,
-		"journal": &s.journal, "spool": &s.spool, "challenges": &s.challenges,
+		"journal": &s.journal, "spool": &s.spool, "challenges": &s.challenges, "contact": &s.contact,
 	} {
 		if *folder, err = lock.Folder(name, a.log); err != nil {
 			return nil, errors.Join(err, s.close())
@@ -183,7 +183,7 @@ func (a *Agent) open() (*state, error) {
 
 func (s *state) close() error {
 	var err error
-	for _, f := range []*disk.Folder{s.identity, s.keys, s.desired, s.progress, s.journal, s.spool, s.challenges} {
+	for _, f := range []*disk.Folder{s.identity, s.keys, s.desired, s.progress, s.journal, s.spool, s.challenges, s.contact} {
 		if f != nil {
 			err = errors.Join(err, f.Close())
 		}
@@ -286,15 +286,20 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, conn *gr
 	if err != nil {
 		return nil, err
 	}
+	contact, err := session.OpenContact(ctx, s.contact, a.log, a.now)
+	if err != nil {
+		return nil, err
+	}
 	observer, err := observe.New(observe.Config{
-		Client: client, Info: a.info, Scanner: scanner, Intervals: desired.Intervals, ScanInterval: a.cfg.Scan.Interval.Std(), Log: a.log, Now: a.now,
+		Answered: contact.Answered,
+		Client:   client, Info: a.info, Scanner: scanner, Intervals: desired.Intervals, ScanInterval: a.cfg.Scan.Interval.Std(), Log: a.log, Now: a.now,
 	})
 	if err != nil {
 		return nil, err
 	}
 	var keeper *enroll.Keeper
 	talk, err := session.New(session.Config{
-		Client: client, Info: a.info, Desired: desired, Spool: reports, Silence: silence, Log: a.log, Connect: func(ctx context.Context) { rpc.TryNow(ctx, conn) },
+		Client: client, Info: a.info, Desired: desired, Spool: reports, Contact: contact, Silence: silence, Log: a.log, Connect: func(ctx context.Context) { rpc.TryNow(ctx, conn) },
 		Unanswered: l.silent, Back: func() { worker.TryAgain(); observer.TryAgain(); keeper.TryAgain() },
 		Changed: func() { worker.Wake(); responder.Wake(); observer.Wake() },
 		Refused: func() { keeper.TryAgain() },

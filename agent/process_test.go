@@ -313,7 +313,7 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"enroll", "--config", config, "--token-file", "-"}, w.Token("t2").String(), 0, "; --again gives that up"},
 		{[]string{"status", "--config", config}, "", 0, "nothing is assigned"},
 		{[]string{"status", "--config", config, "-o", "json"}, "", 0, `"host": "web1"`},
-		{[]string{"status", "--config", config, "-o", "xml"}, "", 2, "want table or json"},
+		{[]string{"status", "--config", config, "-o", "xml"}, "", 2, "want table, json or yaml"},
 	} {
 		code, out, errs := do(bin, c.stdin, c.args...)
 		if code != c.code || !strings.Contains(out+errs, c.want) {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/keystore"
 	"github.com/sallyport-pki/sallyport/agent/internal/plan"
 	"github.com/sallyport-pki/sallyport/agent/internal/scan"
+	"github.com/sallyport-pki/sallyport/agent/internal/session"
 	"github.com/sallyport-pki/sallyport/agent/internal/spool"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	"github.com/sallyport-pki/sallyport/internal/identity"
@@ -105,12 +107,73 @@ func (a *Agent) lastDesired(ctx context.Context) (*plan.Desired, error) {
 // Status is how the agent stands, by its state on disk.
 type Status struct {
 	Identity    *Identity          `json:"identity"`
+	Server      *ServerStatus      `json:"server,omitempty"` // nil if the agent has never run
 	Session     string             `json:"session,omitempty"`
 	Revision    int64              `json:"revision"`
 	Assignments []AssignmentStatus `json:"assignments"`
 	Challenges  int                `json:"challenges"`
 	Unsent      int                `json:"unsent_reports"`
 	PendingKeys int                `json:"pending_keys"`
+}
+
+// ServerStatus is how the agent stands with the server, as it last said itself.
+type ServerStatus struct {
+	Address string `json:"address"`
+	// State is connected, locked (an operator has locked this agent), refused (the server answers, and does not let it in), away
+	// (there is no stream for another reason), connecting (for the first time since its start) or stopped (it was told to stop).
+	State string `json:"state"`
+	// Since is from when on it was so.
+	Since time.Time `json:"since"`
+	// Heard is when the server has last taken something in or said something, to within half a minute.
+	Heard time.Time `json:"heard,omitzero"`
+	// Reason and Message are why there is no stream; Advice is what to do, Next is when the agent tries again.
+	Reason  string    `json:"reason,omitempty"`
+	Message string    `json:"message,omitempty"`
+	Advice  string    `json:"advice,omitempty"`
+	Next    time.Time `json:"next_try,omitzero"`
+}
+
+// The states of ServerStatus.
+const (
+	stateConnected = "connected"
+	stateLocked    = "locked"
+	stateRefused   = "refused"
+	stateAway      = "away"
+	stateTrying    = "connecting"
+	stateStopped   = "stopped"
+)
+
+// The server's words for a locked agent: as an agent, and as any caller.
+const (
+	reasonAgentLocked  = "AGENT_LOCKED"
+	reasonCallerLocked = "LOCKED"
+)
+
+func (a *Agent) serverStatus(s *session.Standing, id *enroll.Identity) *ServerStatus {
+	if s == nil {
+		return nil
+	}
+	st := &ServerStatus{Address: a.cfg.Server, Since: s.Since, Heard: s.Heard, Reason: s.Reason, Message: s.Message, Next: s.Next}
+	switch {
+	case s.Reason == reasonAgentLocked || s.Reason == reasonCallerLocked:
+		host := a.cfg.Host
+		if id != nil {
+			host = id.Host
+		}
+		st.State = stateLocked
+		st.Advice = fmt.Sprintf("an operator has locked this agent, and what is installed stays as it is: ask why; \"sallyport agent unlock %s\" lets it in again", host)
+	case !s.Stopped.IsZero():
+		st.State, st.Since, st.Advice = stateStopped, s.Stopped, "start the agent"
+	case s.Connected:
+		st.State = stateConnected
+	case s.Message == "":
+		st.State = stateTrying
+	case s.Refused:
+		st.State, st.Advice = stateRefused, "look the reason up in docs/errors.md"
+	default:
+		st.State, st.Advice = stateAway, "is the network whole, and the control plane running? The agent goes on by itself"
+	}
+	return st
 }
 
 // AssignmentStatus is how one assignment stands.
@@ -136,7 +199,7 @@ func (a *Agent) Status(ctx context.Context) (st *Status, err error) {
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	for _, name := range []string{"identity", "desired", "progress", "spool", "keys"} {
+	for _, name := range []string{"identity", "desired", "progress", "spool", "keys", "contact"} {
 		f, err := disk.ViewFolder(a.folder(name), a.log)
 		if err != nil {
 			return nil, err
@@ -163,7 +226,11 @@ func (a *Agent) Status(ctx context.Context) (st *Status, err error) {
 	if err != nil {
 		return nil, err
 	}
-	st = &Status{Identity: identityOf(ids.Current()), Challenges: len(desired.Challenges()), Unsent: reports.Len(), PendingKeys: keys}
+	standing, err := session.LoadStanding(ctx, folders["contact"])
+	if err != nil {
+		return nil, err
+	}
+	st = &Status{Identity: identityOf(ids.Current()), Server: a.serverStatus(standing, ids.Current()), Challenges: len(desired.Challenges()), Unsent: reports.Len(), PendingKeys: keys}
 	st.Session, st.Revision = desired.Resume()
 	for _, m := range desired.Assignments() {
 		st.Assignments = append(st.Assignments, a.assignmentStatus(m, progress.Last(m.GetId())))

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,7 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	idn "github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/rpc"
+	"github.com/sallyport-pki/sallyport/tests/lab"
 )
 
 // TestSecurity is what nobody may do.
@@ -410,9 +412,38 @@ func lockedAgent(t *testing.T, w *world, b *host) {
 		}
 		return err
 	})
+	b.says(t, w, "LOCKED since ", `sallyport agent unlock `+b.Name, "AGENT_LOCKED")
+	b.says(t, w, "state: locked\n", "--output=yaml")
 	_, target, err := b.status(t)
 	must(t, err)
 	w.do(t, "agent", "unlock", b.Name, "--reason", "found again")
 	b.renew(t)
 	b.healthy(t, target.GetGeneration()+1)
+	b.says(t, w, "CONNECTED since ")
+	b.says(t, w, `"state": "connected"`, "--output=json")
+}
+
+// says waits until the agent's own status has every word; those that begin with a dash are for the command line.
+func (h *host) says(t *testing.T, w *world, words ...string) {
+	t.Helper()
+	args := []string{"status", "--config", h.Config}
+	words = slices.DeleteFunc(words, func(word string) bool {
+		if !strings.HasPrefix(word, "-") {
+			return false
+		}
+		args = append(args, word)
+		return true
+	})
+	w.await(t, fmt.Sprintf("the agent's status to say %q", words), func() error {
+		r, err := w.Run(t.Context(), lab.Command{Path: filepath.Join(w.Bin, "sallyport-agent"), Args: args})
+		if err != nil {
+			return err
+		}
+		for _, word := range words {
+			if !strings.Contains(r.Stdout, word) {
+				return fmt.Errorf("it says:\n%s%s", r.Stdout, r.Stderr)
+			}
+		}
+		return nil
+	})
 }

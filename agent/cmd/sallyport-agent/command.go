@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/sallyport-pki/sallyport/agent"
 	"github.com/sallyport-pki/sallyport/agent/internal/disk"
@@ -281,8 +282,11 @@ func (a *app) status() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Show how this host stands, by the agent's state", Args: noArgs,
 		Long: `Status reads the agent's state folder: who this host is, what is assigned to it and
-how far that has come, and what waits to be reported. It needs no running agent
-and disturbs none. It exits with 3 if this host is not enrolled.`,
+how far that has come, and what waits to be reported; and how the agent stands
+with the control plane: connected, locked by an operator, refused, away or
+stopped, since when, why, what to do, and when it tries again. "last heard" is
+written every half minute at most; an agent that was killed could not say so,
+and is heard no more. Status needs no running agent and disturbs none. It exits with 3 if this host is not enrolled.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			made, err := a.agent()
 			if err != nil {
@@ -297,10 +301,12 @@ and disturbs none. It exits with 3 if this host is not enrolled.`,
 				enc := json.NewEncoder(a.stdout)
 				enc.SetIndent("", "  ")
 				err = enc.Encode(st)
+			case "yaml":
+				err = printYAML(a.stdout, st)
 			case "table":
 				err = printStatus(a.stdout, st)
 			default:
-				return coded{fmt.Errorf("--output %q: want table or json", output), boot.ExitConfig}
+				return coded{fmt.Errorf("--output %q: want table, json or yaml", output), boot.ExitConfig}
 			}
 			if err == nil && st.Identity == nil {
 				return notEnrolled(enroll.ErrNotEnrolled)
@@ -308,8 +314,49 @@ and disturbs none. It exits with 3 if this host is not enrolled.`,
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
 	return cmd
+}
+
+// printYAML prints what JSON says, in the same order.
+func printYAML(out io.Writer, st *agent.Status) error {
+	data, err := json.Marshal(st)
+	if err != nil {
+		return err
+	}
+	var doc yaml.Node
+	if err := yaml.Unmarshal(data, &doc); err != nil { // JSON is YAML
+		return err
+	}
+	plain(&doc)
+	return yaml.NewEncoder(out).Encode(&doc)
+}
+
+func plain(n *yaml.Node) {
+	n.Style = 0
+	for _, c := range n.Content {
+		plain(c)
+	}
+}
+
+func printServer(out io.Writer, s *agent.ServerStatus) {
+	if s == nil {
+		return
+	}
+	fmt.Fprintf(out, "server     %s: %s since %s", s.Address, strings.ToUpper(s.State), s.Since.UTC().Format(time.RFC3339))
+	if !s.Heard.IsZero() {
+		fmt.Fprintf(out, ", last heard %s", s.Heard.UTC().Format(time.RFC3339))
+	}
+	if !s.Next.IsZero() {
+		fmt.Fprintf(out, ", next try %s", s.Next.UTC().Format(time.RFC3339))
+	}
+	fmt.Fprintln(out)
+	if s.Message != "" {
+		fmt.Fprintf(out, "  why      %s\n", strings.TrimSpace(s.Reason+" "+s.Message))
+	}
+	if s.Advice != "" {
+		fmt.Fprintf(out, "  do       %s\n", s.Advice)
+	}
 }
 
 func printStatus(out io.Writer, st *agent.Status) error {
@@ -317,6 +364,7 @@ func printStatus(out io.Writer, st *agent.Status) error {
 		fmt.Fprintf(out, "identity   %s, until %s, renewed from %s\n", st.Identity.ID,
 			st.Identity.Expires.UTC().Format(time.RFC3339), st.Identity.RenewAt.UTC().Format(time.RFC3339))
 	}
+	printServer(out, st.Server)
 	fmt.Fprintf(out, "waiting    %d reports, %d keys, %d challenges\n", st.Unsent, st.PendingKeys, st.Challenges)
 	if len(st.Assignments) == 0 {
 		fmt.Fprintln(out, "nothing is assigned")

@@ -51,8 +51,10 @@ type Config struct {
 	// ScanInterval is the host's own word on the time between scans, which counts
 	// more than the server's; zero for none.
 	ScanInterval time.Duration
-	Log          *slog.Logger
-	Now          func() time.Time
+	// Answered is called when the server has taken something in.
+	Answered func(context.Context)
+	Log      *slog.Logger
+	Now      func() time.Time
 }
 
 // Observer sends heartbeats and scans.
@@ -64,7 +66,7 @@ type Observer struct {
 
 // New makes an observer.
 func New(cfg Config) (*Observer, error) {
-	if cfg.Client == nil || cfg.Info == nil || cfg.Scanner == nil || cfg.Intervals == nil || cfg.Log == nil || cfg.Now == nil {
+	if cfg.Client == nil || cfg.Info == nil || cfg.Scanner == nil || cfg.Intervals == nil || cfg.Answered == nil || cfg.Log == nil || cfg.Now == nil {
 		return nil, errors.New("observe: incomplete configuration")
 	}
 	return &Observer{Config: cfg, beatNow: make(chan struct{}, 1), scanNow: make(chan struct{}, 1), again: make(chan struct{}, 1)}, nil
@@ -258,6 +260,7 @@ func (o *Observer) send(ctx context.Context, call *agentv1.ReportObservationRequ
 		return err
 	}
 	crash.At(crash.ObservationSent)
+	o.Answered(ctx)
 	if resp.GetTime() != nil && call.ScanId == "" { // heartbeats come from one goroutine
 		o.compare(ctx, before, resp.GetTime().AsTime())
 	}

@@ -49,7 +49,8 @@ func observer(t *testing.T, server *agenttest.Server, paths ...string) (*Observe
 		t.Fatal(err)
 	}
 	o, err := New(Config{
-		Client: server.Client("web1"), Info: &agentv1.AgentInfo{Version: "v"}, Scanner: scanner, Log: log, Now: time.Now,
+		Answered: func(context.Context) {},
+		Client:   server.Client("web1"), Info: &agentv1.AgentInfo{Version: "v"}, Scanner: scanner, Log: log, Now: time.Now,
 		Intervals: func() (time.Duration, time.Duration) { return time.Second, time.Second },
 	})
 	if err != nil {

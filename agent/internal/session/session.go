@@ -37,6 +37,8 @@ type Config struct {
 	Info    *agentv1.AgentInfo
 	Desired *plan.Desired
 	Spool   *spool.Spool
+	// Contact is told how the agent stands with the server.
+	Contact *Contact
 	// Connect is called before the stream is opened: a connection that waits to be
 	// tried again is tried now. How long to wait is decided here alone, or two
 	// pauses that grow would come on top of each other.
@@ -63,7 +65,7 @@ type Session struct {
 
 // New makes a session.
 func New(cfg Config) (*Session, error) {
-	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Connect == nil || cfg.Unanswered == nil || cfg.Back == nil || cfg.Changed == nil || cfg.Refused == nil || cfg.Silence <= 0 || cfg.Log == nil {
+	if cfg.Client == nil || cfg.Info == nil || cfg.Desired == nil || cfg.Spool == nil || cfg.Contact == nil || cfg.Connect == nil || cfg.Unanswered == nil || cfg.Back == nil || cfg.Changed == nil || cfg.Refused == nil || cfg.Silence <= 0 || cfg.Log == nil {
 		return nil, errors.New("session: incomplete configuration")
 	}
 	return &Session{Config: cfg, listenAgain: make(chan struct{}, 1), sendAgain: make(chan struct{}, 1)}, nil
@@ -93,6 +95,7 @@ func (s *Session) Listen(ctx context.Context) error {
 		call := trace.WithRequest(ctx, trace.NewRequest())
 		heard, err := s.subscribe(call)
 		if ctx.Err() != nil {
+			s.Contact.Stop(context.WithoutCancel(ctx))
 			return nil
 		}
 		if heard {
@@ -105,6 +108,7 @@ func (s *Session) Listen(ctx context.Context) error {
 			next = &silent
 		}
 		pause := next.After(err)
+		s.Contact.Failed(ctx, err, pause)
 		if text := err.Error(); text != said && !errors.Is(err, errSilent) && !errors.Is(err, io.EOF) {
 			said = text
 			s.Log.WarnContext(call, "no stream from the server, trying again", "pause", pause.Round(time.Millisecond), "reason", pace.Reason(err), "error", err)
@@ -117,6 +121,7 @@ func (s *Session) Listen(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
+			s.Contact.Stop(context.WithoutCancel(ctx))
 			return nil
 		case <-time.After(pause):
 		case <-s.listenAgain:
@@ -153,6 +158,7 @@ func (s *Session) subscribe(ctx context.Context) (heard bool, err error) {
 			s.Back()
 		}
 		heard = true
+		s.Contact.Opened(ctx)
 		if err := s.Desired.Apply(ctx, m); err != nil {
 			s.Log.ErrorContext(ctx, "desired state cannot be kept on disk; going on with what is in memory", "error", err)
 		}

@@ -19,8 +19,8 @@ import (
 func open(t *testing.T, server *agenttest.Server, silence time.Duration) *Session {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
-	var folders [2]*disk.Folder
-	for i, name := range []string{"desired", "spool"} {
+	var folders [3]*disk.Folder
+	for i, name := range []string{"desired", "spool", "contact"} {
 		f, err := disk.OpenFolder(filepath.Join(t.TempDir(), name), log)
 		if err != nil {
 			t.Fatal(err)
@@ -35,8 +35,12 @@ func open(t *testing.T, server *agenttest.Server, silence time.Duration) *Sessio
 	if err != nil {
 		t.Fatal(err)
 	}
+	contact, err := OpenContact(t.Context(), folders[2], log, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
 	s, err := New(Config{
-		Client: server.Client("web1"), Info: &agentv1.AgentInfo{}, Desired: desired, Spool: reports, Connect: func(context.Context) {}, Unanswered: func() bool { return false }, Back: func() {}, Changed: func() {}, Refused: func() {}, Silence: silence, Log: log,
+		Client: server.Client("web1"), Info: &agentv1.AgentInfo{}, Desired: desired, Spool: reports, Contact: contact, Connect: func(context.Context) {}, Unanswered: func() bool { return false }, Back: func() {}, Changed: func() {}, Refused: func() {}, Silence: silence, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

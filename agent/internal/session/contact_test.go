@@ -1,0 +1,80 @@
+package session
+
+import (
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
+	"github.com/sallyport-pki/sallyport/internal/fault"
+)
+
+// Since when the agent is refused for one reason outlives tries and restarts, and ends with the stream.
+func TestStanding(t *testing.T) {
+	log := slog.New(slog.DiscardHandler)
+	folder, err := disk.OpenFolder(filepath.Join(t.TempDir(), "contact"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
+	start := func() *Contact {
+		c, err := OpenContact(t.Context(), folder, log, func() time.Time { return now })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	want := func(what string, want Standing) {
+		t.Helper()
+		got, err := LoadStanding(t.Context(), folder)
+		if err != nil || got == nil || *got != want {
+			t.Errorf("%s: %+v %v, want %+v", what, got, err, want)
+		}
+	}
+	if got, err := LoadStanding(t.Context(), folder); got != nil || err != nil {
+		t.Errorf("before it ever ran: %v %v", got, err)
+	}
+	begun := now
+	c := start()
+	want("started", Standing{Since: begun})
+	now = now.Add(time.Minute)
+	opened := now
+	c.Opened(t.Context())
+	want("connected", Standing{Connected: true, Since: opened, Heard: opened})
+	now = now.Add(heardEvery / 2)
+	c.Answered(t.Context())
+	want("heard a moment before", Standing{Connected: true, Since: opened, Heard: opened})
+	now = now.Add(heardEvery)
+	heard := now
+	c.Answered(t.Context())
+	want("heard", Standing{Connected: true, Since: opened, Heard: heard})
+
+	now = now.Add(time.Hour)
+	locked := now
+	refusal := fault.New(fault.Denied, "AGENT_LOCKED", "the agent is locked by an operator")
+	refused := Standing{Refused: true, Since: locked, Heard: heard, Reason: "AGENT_LOCKED", Message: refusal.Error()}
+	for range 2 {
+		c.Failed(t.Context(), refusal, time.Minute)
+		refused.Next = now.Add(time.Minute)
+		want("locked", refused)
+		now = now.Add(time.Minute)
+	}
+	c.Stop(t.Context())
+	stopped := refused
+	stopped.Next, stopped.Stopped = time.Time{}, now
+	want("stopped", stopped)
+	c = start()
+	c.Failed(t.Context(), refusal, time.Minute)
+	refused.Next = now.Add(time.Minute)
+	want("locked still", refused)
+	now = now.Add(time.Minute)
+	c.Failed(t.Context(), errors.New("no route to host"), time.Second)
+	want("away", Standing{Since: now, Heard: heard, Message: "no route to host", Next: now.Add(time.Second)})
+	now = now.Add(time.Minute)
+	c.Opened(t.Context())
+	want("unlocked", Standing{Connected: true, Since: now, Heard: now})
+	start()
+	want("killed and started again", Standing{Since: now, Heard: now})
+}
