@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
@@ -31,6 +32,8 @@ type Command struct {
 	Timeout time.Duration
 	// User is the account it runs as, empty for the agent's own.
 	User string
+	// Files are open in it, as descriptors from 3 on. Not on Windows.
+	Files []*os.File
 }
 
 // Validate checks the form of the command.
@@ -59,6 +62,7 @@ func (c Command) Run(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
 	cmd.Dir = filepath.Dir(c.Args[0])
 	cmd.Env = environment
+	cmd.ExtraFiles = c.Files
 	cmd.WaitDelay = killWait
 	out := &tail{}
 	cmd.Stdout, cmd.Stderr = out, out

@@ -31,6 +31,10 @@ const Name = "haproxy"
 // server_name: the file of certificate, chain and key (bind ... ssl crt).
 const SettingCombined = "combined"
 
+// asks is what Touches says of how the configuration is checked first.
+const asks = "has HAProxy asked that first with one more configuration before it, by which HAProxy's HTTP client trusts nobody: " +
+	"a check in which no CAs of the system are read"
+
 const (
 	checkTimeout = 30 * time.Second
 	settle       = 2 * time.Second
@@ -103,7 +107,7 @@ func New(cfg Config, hooks pemfile.Hooks) (*Connector, error) {
 		return nil, fmt.Errorf("reload: %w", err)
 	}
 	d := pemfile.Daemon{
-		Judge: &command.Command{Args: []string{cfg.Binary, "-c", "-f", cfg.Main}, Timeout: checkTimeout},
+		Judge: &check{Command: command.Command{Args: []string{cfg.Binary, "-c", "-f", cfg.Main}, Timeout: checkTimeout}, main: cfg.Main},
 		Hook:  hook,
 	}
 	c := &Connector{rules: rules}
@@ -148,7 +152,7 @@ func (c *Connector) Check(ctx context.Context) []string {
 
 // Touches says what an assignment may touch.
 func (c *Connector) Touches() []string {
-	out := c.daemon.Touches(c.rules)
+	out := append(c.daemon.Touches(c.rules), asks)
 	if c.socket != nil {
 		out = append(out, "replaces certificates in HAProxy's memory, instead of a reload where that does, through "+c.socket.path)
 	}

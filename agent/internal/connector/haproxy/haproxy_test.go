@@ -4,6 +4,7 @@ package haproxy_test
 
 import (
 	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
 
@@ -13,7 +14,12 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/connector/pemfile"
 )
 
-func TestMain(m *testing.M) { connectortest.Main(m) }
+func TestMain(m *testing.M) {
+	if filepath.Base(os.Args[0]) == oldHAProxy {
+		beOld()
+	}
+	connectortest.Main(m)
+}
 
 func subject(t *testing.T, s *connectortest.Server, socket string) *connectortest.Subject {
 	t.Helper()

@@ -17,14 +17,24 @@ import (
 // Daemon is server software as the host's configuration describes it. The zero
 // value checks nothing and reloads nothing.
 type Daemon struct {
-	// Judge is the command by which the software checks its configuration; nil for none.
-	Judge *command.Command
+	// Judge has the software check its configuration; nil for none.
+	Judge Judge
 	// Hook reloads it; nil to use Process.
 	Hook *command.Command
 	// Process is the running server and Signal what makes it reload; nil when
 	// there is nothing to signal.
 	Process *process.Server
 	Signal  syscall.Signal
+}
+
+// Judge is a command, or what comes to the same.
+type Judge interface {
+	// Program says whether there is a program to run.
+	Program() error
+	// Run fails with what the software says about its configuration.
+	Run(ctx context.Context) error
+	// String shows the command.
+	String() string
 }
 
 var _ Server = Daemon{}
