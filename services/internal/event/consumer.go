@@ -34,6 +34,7 @@ const (
 
 	receiveAtOnce = 64 // events in one statement
 
+	crowded    = 32   // events a message, when messages are let gather
 	gatherMost = 1024 // events that are let gather
 )
 
@@ -172,7 +173,7 @@ func (c *Consumer) consume(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			if events >= mass*len(all) {
+			if events >= crowded*len(all) {
 				crowd = time.Now()
 			}
 		}

@@ -339,6 +339,38 @@ func (w *world) stream() jetstream.Stream {
 	return s
 }
 
+// TestHurry has a relay linger for longer than the test.
+func TestHurry(t *testing.T) {
+	w := newWorld(t, servicetest.SQLite(t))
+	r, err := event.NewRelay(event.RelayConfig{DB: w.from, JS: w.js, Service: "issuer", Log: servicetest.Log(t), Linger: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.spawn(r.Run)
+	w.consume(note)
+	var all []string
+	for i := range 3 { // the first after waiting for an event, the others after publishing
+		slow, fast := fmt.Sprintf("slow-%d", i), fmt.Sprintf("fast-%d", i)
+		w.emit(slow)
+		err := w.from.Write(identity.WithCaller(t.Context(), w.caller), func(ctx context.Context, tx db.Tx) error {
+			event.Hurry(tx)
+			return event.Emit(ctx, tx, issued(fast))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, slow, fast)
+		w.arrives(all...)
+	}
+	stream, err := w.js.Stream(t.Context(), event.StreamName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := stream.CachedInfo().State.Msgs; n != 3 {
+		t.Errorf("%d messages for 6 events in 3 pairs: what does not hurry waits", n)
+	}
+}
+
 func TestObservationsAreApart(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, servicetest.SQLite(t))

@@ -26,11 +26,6 @@ const (
 	maxBatch    = 512                    // events in one message
 	maxInFlight = 8                      // messages published but not yet acknowledged
 	markAtOnce  = 64                     // events in one statement, whose text is then the same again
-	linger      = 2 * time.Millisecond   // waited after a commit for others to share its message
-	many        = 8                      // events at once: so many will come again
-	lingerMore  = 20 * time.Millisecond  // waited then: each message costs the broker and each consumer a commit
-	mass        = 32                     // events at once even then
-	lingerMost  = 80 * time.Millisecond  // waited then
 	lookEvery   = 5 * time.Second        // for what another process committed
 	ackTimeout  = 10 * time.Second       // for one message
 	leaseTTL    = 10 * time.Second       // until another replica takes over
@@ -46,6 +41,9 @@ type RelayConfig struct {
 	JS      jetstream.JetStream
 	Service string // whose outbox it is: the third part of the subject
 	Log     *slog.Logger
+	// Linger is waited after a commit, unless it is said to Hurry: others share the message, which costs the broker and each consumer
+	// a commit, and the work of telling does not delay the calls that follow; 0 is 80 ms.
+	Linger time.Duration
 	// Restored is when the store was last restored from a backup, as far as that is known. A stream that is older begins anew.
 	Restored time.Time
 	// Now is the clock by which events grow old, as at the broker; nil is time.Now.
@@ -56,6 +54,7 @@ type RelayConfig struct {
 type Relay struct {
 	c         RelayConfig
 	published *prometheus.CounterVec
+	hurry     <-chan struct{}
 	// salt tells messages from the same ones that the stream has had before it was set back.
 	salt string
 }
@@ -68,7 +67,10 @@ func NewRelay(c RelayConfig) (*Relay, error) {
 	if c.Now == nil {
 		c.Now = time.Now
 	}
-	return &Relay{c: c, published: newPublished()}, nil
+	if c.Linger == 0 {
+		c.Linger = 80 * time.Millisecond
+	}
+	return &Relay{c: c, published: newPublished(), hurry: c.DB.Listen(hurryTopic)}, nil
 }
 
 // Run relays until ctx ends. While NATS or the database is away it tries again, for ever.
@@ -87,7 +89,7 @@ func (r *Relay) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-emitted:
-				sleep(ctx, linger)
+				r.linger(ctx)
 			case <-time.After(again):
 			}
 		}
@@ -116,7 +118,9 @@ func (r *Relay) drain(ctx context.Context) (more bool) {
 				r.c.Log.InfoContext(ctx, "events are published again", "service", r.c.Service, "attempts", failures)
 			}
 			failures = 0
-			sleep(ctx, pauseAfter(n))
+			if n < maxBatch { // else more may be waiting
+				r.linger(ctx)
+			}
 			if time.Since(begun) > lookEvery {
 				return true
 			}
@@ -125,17 +129,13 @@ func (r *Relay) drain(ctx context.Context) (more bool) {
 	return false
 }
 
-// pauseAfter is how long to let events gather after so many were published.
-func pauseAfter(n int) time.Duration {
-	switch {
-	case n >= maxBatch: // more may be waiting
-		return 0
-	case n >= mass:
-		return lingerMost
-	case n >= many:
-		return lingerMore
+// linger lets events gather.
+func (r *Relay) linger(ctx context.Context) {
+	select {
+	case <-ctx.Done():
+	case <-r.hurry:
+	case <-time.After(r.c.Linger):
 	}
-	return linger
 }
 
 // pass publishes some of what waits and marks what JetStream has stored. It gives the number of events marked.

@@ -10,6 +10,7 @@ import (
 	eventv1 "github.com/sallyport-pki/sallyport/gen/sallyport/event/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
+	"github.com/sallyport-pki/sallyport/services/internal/event"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/finding"
 	"github.com/sallyport-pki/sallyport/services/inventory/internal/registry"
 )
@@ -112,7 +113,9 @@ func (s *Store) putIdentity(ctx context.Context, tx db.Tx, i registry.Identity, 
 	if !won {
 		return stale(i.Name)
 	}
-	if !exists {
+	if exists {
+		event.Hurry(tx) // the deployer plans anew
+	} else {
 		if err := s.touchIdentity(ctx, tx, i.Name); err != nil {
 			return err
 		}

@@ -217,6 +217,7 @@ func (s *Store) Apply(ctx context.Context, c *Claim, ch Change) error {
 		if challenges, err = readChallenges(ctx, tx, r.ID); err != nil {
 			return err
 		}
+		event.Hurry(tx) // the deployer presents challenges, and waits for the end
 		return s.tell(ctx, tx, c, from, r, ch)
 	})
 	if err != nil {
