@@ -240,7 +240,7 @@ func TestReturn(t *testing.T) {
 		wantField(t, err, field)
 	}
 	eventually(t, "the returns are told", func() bool {
-		return len(b.events.of("deployer.agent.returned")) == 2 && len(b.events.of("deployer.agent.return_refused")) == 6
+		return len(b.events.of("deployer.agent.returned")) == 2 && len(b.events.of("deployer.agent.return_refused")) == 7 // with that of no name
 	})
 }
 
