@@ -286,10 +286,7 @@ func (a *Agent) parts(ctx context.Context, s *state, ids *enroll.Store, conn *gr
 	if err != nil {
 		return nil, err
 	}
-	contact, err := session.OpenContact(ctx, s.contact, a.log, a.now)
-	if err != nil {
-		return nil, err
-	}
+	contact := session.OpenContact(ctx, s.contact, a.log, a.now)
 	observer, err := observe.New(observe.Config{
 		Answered: contact.Answered,
 		Client:   client, Info: a.info, Scanner: scanner, Intervals: desired.Intervals, ScanInterval: a.cfg.Scan.Interval.Std(), Log: a.log, Now: a.now,

@@ -16,6 +16,7 @@ import (
 // under what has caused them in another process, and each names trace and call in its log. What else belongs to a trace is held by
 // tests/tracing.
 func TestTraceOfAll(t *testing.T) {
+	t.Parallel()
 	p := newPlant(t)
 	c, err := p.Collector(t.Context())
 	must(t, err)

@@ -83,7 +83,7 @@ func TestAlertsWhenTimePasses(t *testing.T) {
 	await(t, "the deployment to be served", is(1), "sallyport_deployer_assignments", "state=served")
 	await(t, "it to be seen", is(1), "sallyport_inventory_certificates_served")
 	readiness(t, http.StatusOK, "ready")
-	s, _ := scrape(t)
+	s := settled(t)
 	fire(t, s, 0, nil)
 
 	// Nobody makes CRL and SVIDs anew.
@@ -106,7 +106,7 @@ func TestAlertsWhenTimePasses(t *testing.T) {
 	await(t, "the CA to be in trouble", is(1), "sallyport_issuer_authority_trouble", "authority=away")
 	await(t, "the agent to be silent", is(1), "sallyport_deployer_agents_silent")
 	readiness(t, http.StatusOK, "ready")
-	s, _ = scrape(t)
+	s = settled(t)
 	fire(t, s, 80*24*time.Hour, nil, "SallyportAgentsSilent", "SallyportAssignmentStuck", "SallyportAuthorityTrouble", "SallyportFindingCritical", "SallyportManyAgentsSilent",
 		"SallyportOverdueObserved", "SallyportRenewalsOverdue", "SallyportRequestStuck")
 	must(t, plane.Stop())

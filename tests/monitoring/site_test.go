@@ -121,6 +121,21 @@ func scrape(t *testing.T) (scraped, string) {
 	return ok(parser.TextToMetricFamilies(strings.NewReader(body)))(t), body
 }
 
+// settled scrapes when no record waits for a checkpoint: what was seen is taken to stay so.
+func settled(t *testing.T) scraped {
+	t.Helper()
+	var s scraped
+	must(t, lab.Await(t.Context(), patience, "all records to be under a checkpoint", func() error {
+		s, _ = scrape(t)
+		v, err := s.value("sallyport_audit_checkpoint_behind_records")
+		if err == nil && v > 0 {
+			err = fmt.Errorf("%v wait", v)
+		}
+		return err
+	}))
+	return s
+}
+
 // value of the metric whose labels are these, among others; a histogram gives its count.
 func (s scraped) value(name string, labels ...string) (float64, error) {
 	family := s[name]

@@ -66,11 +66,11 @@ func LoadStanding(ctx context.Context, folder *disk.Folder) (*Standing, error) {
 }
 
 // OpenContact goes on from the standing before: since when the agent is locked outlives a restart.
-func OpenContact(ctx context.Context, folder *disk.Folder, log *slog.Logger, now func() time.Time) (*Contact, error) {
+func OpenContact(ctx context.Context, folder *disk.Folder, log *slog.Logger, now func() time.Time) *Contact {
 	c := &Contact{folder: folder, log: log, now: now}
 	before, err := LoadStanding(ctx, folder)
 	if err != nil {
-		return nil, err
+		log.WarnContext(ctx, "how the agent stood with the server cannot be read", "error", err)
 	}
 	if before != nil {
 		c.standing = *before
@@ -80,7 +80,7 @@ func OpenContact(ctx context.Context, folder *disk.Folder, log *slog.Logger, now
 	}
 	c.standing.Stopped, c.standing.Next = time.Time{}, time.Time{}
 	c.write(ctx)
-	return c, nil
+	return c
 }
 
 // Opened says that a stream has begun to speak.

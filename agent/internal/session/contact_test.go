@@ -20,10 +20,7 @@ func TestStanding(t *testing.T) {
 	}
 	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	start := func() *Contact {
-		c, err := OpenContact(t.Context(), folder, log, func() time.Time { return now })
-		if err != nil {
-			t.Fatal(err)
-		}
+		c := OpenContact(t.Context(), folder, log, func() time.Time { return now })
 		return c
 	}
 	want := func(what string, want Standing) {

@@ -35,10 +35,7 @@ func open(t *testing.T, server *agenttest.Server, silence time.Duration) *Sessio
 	if err != nil {
 		t.Fatal(err)
 	}
-	contact, err := OpenContact(t.Context(), folders[2], log, time.Now)
-	if err != nil {
-		t.Fatal(err)
-	}
+	contact := OpenContact(t.Context(), folders[2], log, time.Now)
 	s, err := New(Config{
 		Client: server.Client("web1"), Info: &agentv1.AgentInfo{}, Desired: desired, Spool: reports, Contact: contact, Connect: func(context.Context) {}, Unanswered: func() bool { return false }, Back: func() {}, Changed: func() {}, Refused: func() {}, Silence: silence, Log: log,
 	})
