@@ -97,6 +97,7 @@ func TestAuditLogAgainstTampering(t *testing.T) {
 	})
 
 	// A fork: the operator goes back to what the log was, and goes on from there in another way.
+	must(t, h.Stop()) // it would obey the fork
 	truth := w.plane.Data + ".truth"
 	must(t, os.Rename(w.plane.Data, truth))
 	must(t, os.Rename(copied, w.plane.Data))
@@ -118,6 +119,7 @@ func TestAuditLogAgainstTampering(t *testing.T) {
 	must(t, os.RemoveAll(w.plane.Data))
 	must(t, os.Rename(truth, w.plane.Data))
 	must(t, w.plane.Start(t.Context()))
+	must(t, h.Start())
 	h.healthy(t, 2)
 }
 
