@@ -9,6 +9,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
@@ -339,6 +340,16 @@ func plain(n *yaml.Node) {
 	}
 }
 
+// harmless is a text of the server's without what would move the cursor or colour the terminal.
+func harmless(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
+
 func printServer(out io.Writer, s *agent.ServerStatus) {
 	if s == nil {
 		return
@@ -352,7 +363,7 @@ func printServer(out io.Writer, s *agent.ServerStatus) {
 	}
 	fmt.Fprintln(out)
 	if s.Message != "" {
-		fmt.Fprintf(out, "  why      %s\n", strings.TrimSpace(s.Reason+" "+s.Message))
+		fmt.Fprintf(out, "  why      %s\n", harmless(strings.TrimSpace(s.Reason+" "+s.Message)))
 	}
 	if s.Advice != "" {
 		fmt.Fprintf(out, "  do       %s\n", s.Advice)

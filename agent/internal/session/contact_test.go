@@ -20,8 +20,7 @@ func TestStanding(t *testing.T) {
 	}
 	now := time.Date(2026, 11, 23, 3, 0, 0, 0, time.UTC)
 	start := func() *Contact {
-		c := OpenContact(t.Context(), folder, log, func() time.Time { return now })
-		return c
+		return OpenContact(t.Context(), folder, log, func() time.Time { return now })
 	}
 	want := func(what string, want Standing) {
 		t.Helper()

@@ -50,7 +50,8 @@ type RelayConfig struct {
 	Now func() time.Time
 }
 
-// Relay moves what waits in the outbox to JetStream: what this process commits at once, what another did within seconds. Of several replicas on one database one works at a time.
+// Relay moves what waits in the outbox to JetStream: what this process commits after Linger, what another did within seconds. Of several
+// replicas on one database one works at a time.
 type Relay struct {
 	c         RelayConfig
 	published *prometheus.CounterVec
