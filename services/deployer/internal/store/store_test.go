@@ -90,7 +90,7 @@ func (f *fixture) refused(err error, reason string) {
 	}
 }
 
-// events gives the types of all that was emitted, oldest first as far as ids tell.
+// events gives all of a type that was emitted, or all there are for "", oldest first as far as ids tell.
 func (f *fixture) events(of string) []*eventv1.Event {
 	f.t.Helper()
 	var list []*eventv1.Event
@@ -110,7 +110,7 @@ func (f *fixture) events(of string) []*eventv1.Event {
 			if err := proto.Unmarshal(payload, &e); err != nil {
 				return err
 			}
-			if e.GetType() == "deployer."+of {
+			if of == "" || e.GetType() == "deployer."+of {
 				list = append(list, &e)
 			}
 		}
