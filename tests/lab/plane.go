@@ -89,6 +89,15 @@ func (p *Plane) Start(ctx context.Context) error {
 	if err := p.Launch(); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func(started *Process) {
+		select {
+		case <-started.Done(): // nobody will answer the command line
+			cancel()
+		case <-ctx.Done():
+		}
+	}(p.Process)
 	return Await(ctx, time.Minute, "the control plane", func() error {
 		r, err := p.CLI(ctx, "get", "hosts")
 		if err != nil {

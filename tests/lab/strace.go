@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -17,6 +18,8 @@ type Fault struct {
 	Do string
 	// Path, if any, restricts it to calls on this file or folder.
 	Path string
+	// Log is the file in which what has failed is written down, with the word "INJECTED"; nowhere when empty.
+	Log string
 }
 
 // Prefix goes before a program so that it meets the fault. The program keeps the process id that it would have had.
@@ -25,7 +28,7 @@ func (f Fault) Prefix() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	args := []string{bin, "-D", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=" + f.Calls, "-e", "inject=" + f.Calls + ":" + f.Do}
+	args := []string{bin, "-D", "-f", "-qq", "-o", cmp.Or(f.Log, "/dev/null"), "--seccomp-bpf", "-e", "trace=" + f.Calls, "-e", "inject=" + f.Calls + ":" + f.Do}
 	if f.Path != "" {
 		args = append(args, "-P", f.Path)
 	}
