@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 MODULES := gen internal services/internal services/inventory services/issuer services/deployer services/audit agent auditlog cli pebbletest docs/examples tests
 PARTS := $(patsubst %,./%/...,$(filter-out gen tests,$(MODULES)))
+ALONE := ./tests/fleet/... ./tests/torture/...
+WHOLE := $(filter-out $(ALONE),$(patsubst %/,./%/...,$(wildcard tests/*/)))
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT  := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DATE    := $(shell git log -1 --format=%cI 2>/dev/null)
@@ -39,10 +41,11 @@ demo: build ## Show the main job on this machine, then stop clean (KEEP=1 stays 
 test: tools verify-gen verify-tidy verify-docs isolated cross lint race ## Everything CI runs: install what is missing, verify, lint, build, test with the race detector
 
 .PHONY: race
-race: build previous ## All tests, race detector on; parts mostly wait, so three at once; those that use the whole machine one after another, and always anew
+race: build previous ## All tests, race detector on; parts mostly wait, so three at once; of the whole product two, always anew; those that fill the machine alone
 	@rc=0; \
 	  CGO_ENABLED=1 go test -race -p 3 -timeout 20m $(PARTS) || rc=1; \
-	  CGO_ENABLED=1 go test -race -count=1 -timeout 20m -p 1 ./tests/... || rc=1; \
+	  CGO_ENABLED=1 go test -race -count=1 -timeout 20m -p 2 $(WHOLE) || rc=1; \
+	  CGO_ENABLED=1 go test -race -count=1 -timeout 20m -p 1 $(ALONE) || rc=1; \
 	  exit $$rc
 
 .PHONY: unit
