@@ -31,15 +31,20 @@ const (
 
 const long = `sallyport-agent keeps the TLS certificates of this host.
 
-It connects out to the Sallyport control plane, never the other way round. When a
-certificate is assigned to this host, it makes the private key here, sends a CSR,
-checks what comes back against the key, installs both as one, reloads the server,
-and connects to it to see that the new certificate is the one served. If it is
-not, the old pair is put back. Private keys never leave the host.
+It connects out to the Sallyport control plane; nothing connects in. When a
+certificate is assigned to this host, the agent
+  - makes the private key here and sends a CSR (a signed wish for a certificate),
+  - checks that the certificate belongs to the key,
+  - installs both as one pair and reloads the server,
+  - connects to the server to see that the new certificate is served.
+If it is not served, the agent puts the old pair back. Private keys never leave
+the host.
 
-What it may touch stands in this host's own configuration and nowhere else: the
-control plane can name a file below a folder that is allowed there, and a hook
-that is defined there. It cannot make this host run a command.
+Only this host's own configuration says what the agent may touch: the folders that
+may be written, and the commands (hooks) that may be run. The control plane can
+choose among them. It cannot make this host run anything else.
+
+Set a host up:
 
   1. Write /etc/sallyport/agent.yaml (owned by root, not writable by others):
 
@@ -48,13 +53,14 @@ that is defined there. It cannot make this host run a command.
          nginx:
            allow: [/etc/nginx/tls]
 
-  2. sallyport-agent check          is the configuration right, what may be touched?
-  3. sallyport-agent enroll         with a join token from an operator
-  4. sallyport-agent run            as a service, for ever
-  5. sallyport-agent status         how does it stand?
+  2. sallyport-agent check                           can the configuration work? what may be touched?
+  3. sallyport-agent enroll --token-file web-1.token with a join token from an operator
+  4. sallyport-agent run                             as a service (deploy/systemd/sallyport-agent.service)
+  5. sallyport-agent status                          is it connected? what is installed?
 
-Exit codes: 0 done, 1 it went wrong, 2 configuration or command line is wrong,
-3 this host is not enrolled, 4 "check" has found something that cannot work.`
+Exit codes: 0 done; 1 something went wrong; 2 the configuration or the command
+line is wrong; 3 this host is not enrolled; 4 "check" has found something that
+cannot work.`
 
 // env is what the program gets from outside.
 type env struct {
@@ -88,8 +94,10 @@ func command(e env) *cobra.Command {
 	root.SetIn(e.stdin)
 	root.SetOut(e.stdout)
 	root.SetErr(e.stderr)
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return coded{err, boot.ExitConfig} })
-	root.PersistentFlags().StringVar(&a.config, "config", agent.DefaultConfig, "this host's configuration")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return coded{fmt.Errorf("%w: see \"%s --help\"", err, cmd.CommandPath()), boot.ExitConfig}
+	})
+	root.PersistentFlags().StringVar(&a.config, "config", agent.DefaultConfig, "this host's configuration file")
 	root.AddCommand(a.enroll(), a.run(), a.check(), a.scan(), a.status(), a.version())
 	return root
 }
@@ -113,16 +121,16 @@ func (a *app) agent() (*agent.Agent, error) {
 
 func (a *app) run() *cobra.Command {
 	return &cobra.Command{
-		Use: "run", Short: "Work until told to stop", Args: noArgs,
-		Long: `Run works until SIGTERM or SIGINT: it keeps the connection to the control plane,
-does what is assigned, looks at intervals whether all that was installed is still
-served, and scans this host for certificates. An installation that has begun is
-brought to its end before it stops; one that was cut off by a crash is brought to
-its end at the next start.
+		Use: "run", Short: "Keep this host's certificates, until told to stop", Args: noArgs,
+		Long: `Run works until SIGTERM or SIGINT. It keeps the connection to the control plane,
+does what is assigned, looks every few minutes whether all that was installed is
+still served, and scans this host for certificates. When it is told to stop, it
+first ends an installation that has begun. An installation that a crash has cut
+off is ended at the next start.
 
-It goes on working while the control plane cannot be reached, and sends what it
-has to report later. Without an identity it enrols with token_file of the
-configuration, if there is one.`,
+Run goes on working while the control plane cannot be reached, and reports later.
+On a host that is not enrolled it enrols with token_file of the configuration, if
+that is set; else it ends with code 3.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			made, err := a.agent()
 			if err != nil {
@@ -147,16 +155,17 @@ func (a *app) enroll() *cobra.Command {
 		Use: "enroll", Short: "Get this host its identity, with a join token", Args: noArgs,
 		Long: `Enroll trades a join token for this host's identity. An operator makes the token:
 
-    sallyport token create --host web1
+    sallyport token create --host web-1 --quiet >web-1.token
 
-The token is a secret and is never taken from the command line, where others
+The token is a secret, so it is not taken from the command line, where others
 could see it. It is read from --token-file, or from the environment variable
 SALLYPORT_JOIN_TOKEN, or from standard input.
 
-The token names the control plane: nothing is sent to a server that is not the
-one the token was made for. The key is made and stored here first, so a broken
-connection costs nothing: run it again. A host that is enrolled already stays as
-it is; --again gives up the identity it has, for a host whose agent was removed.`,
+The token names the control plane: the agent sends nothing to any other server.
+If the connection breaks, run the command again with the same token. A host that
+is enrolled already stays as it is. --again gives up the identity that it has: use
+it after an operator has removed the agent ("sallyport agent remove").`,
+		Example: "  sallyport-agent enroll --token-file web-1.token\n  sallyport-agent enroll --again --token-file web-1.token",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			made, err := a.agent()
 			if err != nil {
@@ -216,14 +225,13 @@ func (a *app) joinToken(file string) (identity.JoinToken, error) {
 func (a *app) check() *cobra.Command {
 	return &cobra.Command{
 		Use: "check", Short: "See whether the configuration can work, and what assignments may touch", Args: noArgs,
-		Long: `Check reads the configuration, has each enabled connector look whether it can work
-on this host (folders, programs, the server's own check of its configuration,
-the running server), and says what an assignment may touch. It changes nothing,
-but for an empty file it makes and removes in each allowed folder, and talks to
-nobody.
+		Long: `Check reads the configuration. Then each enabled connector looks whether it can work
+on this host: folders, programs, the server's own check of its configuration, the
+running server. Check prints what an assignment may touch. It contacts nobody. In
+each allowed folder it makes an empty file and removes it; it changes nothing else.
 
-It exits with 2 if the configuration is wrong, and with 4 if it is right but
-something on this host cannot work.`,
+Exit code 2: the configuration is wrong. 4: the configuration is right, but
+something on this host cannot work; the lines with TROUBLE say what.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			made, err := a.agent()
 			if err != nil {
@@ -241,7 +249,7 @@ something on this host cannot work.`,
 				}
 			}
 			if troubles > 0 {
-				return coded{fmt.Errorf("%d things cannot work", troubles), exitTroubles}
+				return coded{fmt.Errorf("%d things cannot work: see the lines with TROUBLE", troubles), exitTroubles}
 			}
 			fmt.Fprintln(a.stdout, "all is well")
 			return nil
@@ -251,11 +259,11 @@ something on this host cannot work.`,
 
 func (a *app) scan() *cobra.Command {
 	return &cobra.Command{
-		Use: "scan", Short: "Print the certificates a scan of this host sees", Args: noArgs,
-		Long: `Scan looks once for certificates in files and behind TLS listeners of this host,
-as the running agent does at intervals, and prints what it would report. It
-sends nothing to the control plane; a listener gets the opening of a TLS
-handshake and nothing more.`,
+		Use: "scan", Short: "Print the certificates that a scan of this host finds", Args: noArgs,
+		Long: `Scan looks once for certificates in files and at TLS listeners of this host, as the
+running agent does from time to time, and prints what the agent would report. It
+sends nothing to the control plane. It opens a TLS handshake with each listener and
+sends nothing more.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			made, err := a.agent()
 			if err != nil {
@@ -281,13 +289,18 @@ handshake and nothing more.`,
 func (a *app) status() *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use: "status", Short: "Show how this host stands, by the agent's state", Args: noArgs,
-		Long: `Status reads the agent's state folder: who this host is, what is assigned to it and
-how far that has come, and what waits to be reported; and how the agent stands
-with the control plane: connected, locked by an operator, refused, away or
-stopped, since when, why, what to do, and when it tries again. "last heard" is
-written every half minute at most; an agent that was killed could not say so,
-and is heard no more. Status needs no running agent and disturbs none. It exits with 3 if this host is not enrolled.`,
+		Use: "status", Short: "Show identity, connection and targets of this host", Args: noArgs,
+		Long: `Status reads the agent's state folder and prints
+  identity  who this host is, and until when
+  server    how the agent stands with the control plane: CONNECTED, LOCKED (by an
+            operator), REFUSED, AWAY (cannot be reached) or STOPPED; since when, why,
+            what to do, and when the agent tries again
+  waiting   what the agent has not reported yet
+and one line for each target: what is assigned, and how far it is.
+
+"last heard" is written every half minute at most. An agent that was killed still
+stands as CONNECTED; its "last heard" no longer changes. Status works without a
+running agent and disturbs none. Exit code 3: this host is not enrolled.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			made, err := a.agent()
 			if err != nil {
@@ -315,7 +328,7 @@ and is heard no more. Status needs no running agent and disturbs none. It exits 
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
+	cmd.Flags().StringVarP(&output, "output", "o", "table", "how to show it: table, json or yaml")
 	return cmd
 }
 
@@ -401,7 +414,7 @@ func (a *app) version() *cobra.Command {
 
 func noArgs(cmd *cobra.Command, args []string) error {
 	if err := cobra.NoArgs(cmd, args); err != nil {
-		return coded{err, boot.ExitConfig}
+		return coded{fmt.Errorf("%w: see \"%s --help\"", err, cmd.CommandPath()), boot.ExitConfig}
 	}
 	return nil
 }

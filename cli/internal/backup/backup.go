@@ -101,6 +101,11 @@ type Options struct {
 	Now      func() time.Time
 }
 
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
 // Create makes a backup. Errors carry exit codes.
 func Create(ctx context.Context, o Options) (*Manifest, error) {
 	marker, err := datadir.Inspect(o.Places.Data)
@@ -112,6 +117,9 @@ func Create(ctx context.Context, o Options) (*Manifest, error) {
 	}
 	if _, err := os.Lstat(o.Out); err == nil {
 		return nil, exit.Errorf(exit.Usage, "%s exists already: choose another name", o.Out)
+	}
+	if dir := filepath.Dir(o.Out); !isDir(dir) {
+		return nil, exit.Errorf(exit.Usage, "the directory %s for the backup is not there: make it, for the user that serve runs as, by \"install -d -m 700 -o sallyport %s\"", dir, dir)
 	}
 	work, err := newWorkspace(filepath.Dir(o.Out), filepath.Base(o.Out), ofBackups)
 	if err != nil {
@@ -190,7 +198,7 @@ func (b *builder) database(ctx context.Context, service string) error {
 	if !ok {
 		return nil
 	}
-	b.Progress("database of the %s", service)
+	b.Progress("copying the database of %s", service)
 	snapshot := filepath.Join(b.dir, service+".db")
 	if err := snapshotDatabase(ctx, file, snapshot); err != nil {
 		return fmt.Errorf("copying the %s's database %s: %w", service, file, err)
@@ -206,11 +214,11 @@ func (b *builder) log(ctx context.Context) error {
 	var told time.Time
 	progress := func(done, total uint64) {
 		if now := time.Now(); now.Sub(told) > time.Second {
-			b.Progress("audit log: %d of %d records", done, total)
+			b.Progress("copying the audit log: %d of %d records", done, total)
 			told = now
 		}
 	}
-	b.Progress("audit log")
+	b.Progress("copying the audit log")
 	verifier, err := os.ReadFile(filepath.Join(b.Places.Audit, "verifier"))
 	if err != nil {
 		return fmt.Errorf("reading the audit log's public key: %w", err)
@@ -231,7 +239,7 @@ func (b *builder) log(ctx context.Context) error {
 // rest adds what hardly ever changes: keys, secrets, what the directory is.
 func (b *builder) rest() error {
 	p := b.Places
-	b.Progress("keys and configuration")
+	b.Progress("copying keys and configuration")
 	if rel, err := filepath.Rel(p.Data, p.KEK); err == nil && filepath.IsLocal(rel) {
 		if err := b.file(datadir.FileKEK, p.KEK); err != nil {
 			return err

@@ -249,7 +249,7 @@ func (r *restorer) check(ctx context.Context, m *Manifest) error {
 		return err
 	}
 	for _, service := range m.Databases {
-		r.Progress("checking the database of the %s", service)
+		r.Progress("checking the database of %s", service)
 		if err := checkDatabase(ctx, r.staged(dirDatabases+service+".db")); err != nil {
 			return damaged("database of the %s: %w", service, err)
 		}

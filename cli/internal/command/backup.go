@@ -86,24 +86,20 @@ func (a *app) backupCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup --data DIR --out FILE",
 		Short: "Back up a running serve into one file",
-		Long: `Write all that "sallyport serve" needs to be started again into one file, while it
-runs; nothing is stopped and nobody waits. Run it on the same machine as the same user.
+		Long: `Write all that "sallyport serve" needs to start again into one file, while serve runs.
+Run the command on the machine of serve, as the user of serve.
 
 In the file: the databases, the audit log with its keys, the trust domain's root, the
 key-encryption key (unless "kek:" in the configuration keeps it outside of DIR), the
-files in DIR/secrets, and the configuration file given by --config. It therefore holds
-the keys of your CAs: whoever has it and the key-encryption key can issue certificates.
-It has mode 0600. --recipient encrypts it for an age key (https://age-encryption.org),
-so that only who has that key can read it: make one by "age-keygen -o backup.key", keep
-backup.key elsewhere, and give the line that begins with age1 here.
+files in DIR/secrets, and the configuration file given by --config. So the file holds the
+keys of your CAs: whoever has it and the key-encryption key can issue certificates. It
+has mode 0600. --recipient encrypts it for an age key (https://age-encryption.org). Make
+such a key by "age-keygen -o backup.key", keep backup.key elsewhere, and give the line
+that begins with age1 to --recipient.
 
-The file appears under its name when it is whole and on disk. If FILE is a directory, a
-name with trust domain and time is made in it. See docs/backup.md for a timer, for what
-a restore loses, and for PostgreSQL.
-
-  sallyport backup --data /var/lib/sallyport --out /var/backups/sallyport/
-  sallyport backup verify /var/backups/sallyport/FILE
-  sallyport restore --data /var/lib/sallyport /var/backups/sallyport/FILE`,
+The file appears under its name when it is whole and on disk. If --out is a directory,
+the file gets a name from trust domain and time. See docs/backup.md for a timer, for what
+a restore loses, and for PostgreSQL.`,
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			places, _, err := at.places()

@@ -93,8 +93,15 @@ command talks to them as an operator.
 First steps:
   sallyport serve --data ./data          run everything; leave it running
   sallyport token create --host web-1    let one agent in
-  sallyport apply -f site.yaml           say what is wanted ("sallyport explain" tells how)
-  sallyport watch deployment shop        see it happen`,
+  sallyport apply -f site.yaml           say what is wanted ("sallyport explain" shows the fields)
+  sallyport watch deployment shop        follow it until it is served
+
+When something is wrong:
+  sallyport get findings                 what is wrong with certificates and hosts
+  sallyport describe deployment shop     state, reason and next attempt of each target
+  sallyport doctor                       does everything fit together?
+
+An error ends in a word in capitals: docs/errors.md says what it means and what to do.`,
 		SilenceErrors:     true,
 		SilenceUsage:      true,
 		DisableAutoGenTag: true,
@@ -111,7 +118,7 @@ First steps:
 	fs := root.PersistentFlags()
 	fs.StringVar(&a.contextName, "context", "", "context to use instead of the current one")
 	fs.StringVar(&a.server, "server", "", "host:port to call instead of the context's")
-	fs.BoolVarP(&a.verbose, "verbose", "v", false, "say on standard error under which trace id logs, audit records and traces have what this command causes")
+	fs.BoolVarP(&a.verbose, "verbose", "v", false, "print on standard error the trace id that logs, audit records and traces have of this command")
 	fs.StringVar(&a.identity, "identity", "", "directory with svid.pem, svid-key.pem and bundle.pem to use instead of the context's")
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
 	root.AddGroup(
@@ -120,11 +127,12 @@ First steps:
 		&cobra.Group{ID: groupSetup, Title: "Setting up:"},
 	)
 	a.add(root, groupWork, a.applyCommand(), a.getCommand(), a.describeCommand(), a.watchCommand(), a.renewCommand(), a.deleteCommand(), a.explainCommand())
-	a.add(root, groupFleet, a.tokenCommand(), a.agentCommand(), a.certificateCommand(), a.authorityCommand(), a.auditCommand(), a.doctorCommand())
+	a.add(root, groupFleet, a.tokenCommand(), a.agentCommand(), a.certificateCommand(), a.requestCommand(), a.authorityCommand(), a.auditCommand(), a.doctorCommand())
 	a.add(root, groupSetup, a.serveCommand(), a.backupCommand(), a.restoreCommand(), a.trustCommand(), a.configCommand(), a.versionCommand())
 	root.AddCommand(a.docsCommand(), exitCodesTopic())
 	root.SetHelpCommandGroupID(groupSetup)
 	root.SetCompletionCommandGroupID(groupSetup)
+	teach(root)
 	return root
 }
 

@@ -22,9 +22,10 @@ func (a *app) deleteCommand() *cobra.Command {
 			reason string
 		)
 		below := &cobra.Command{
-			Use:     k.Singular + " NAME...",
+			Use:     k.Singular + " " + k.Called() + "...",
 			Aliases: append([]string{k.Plural}, k.Aliases...),
-			Short:   "Remove " + k.Plural + ": " + k.DeleteHint,
+			Short:   "Remove " + k.Plural,
+			Long:    "Remove one " + k.Singular + " or more. For each of them: " + k.DeleteHint + ".",
 			Args:    usage(cobra.MinimumNArgs(1)),
 			RunE: func(cmd *cobra.Command, names []string) error {
 				return a.remove(cmd, k, names, reason, yes)
@@ -56,6 +57,7 @@ func (a *app) remove(cmd *cobra.Command, k *kind.Kind, names []string, reason st
 	}
 	var errs []error
 	for _, name := range names {
+		name = k.Bare(name)
 		if err := k.Delete(cmd.Context(), c, name, reason); err != nil {
 			errs = append(errs, fmt.Errorf("%s/%s: %w", k.Singular, name, err))
 			continue

@@ -21,7 +21,7 @@ func (a *app) describeCommand() *cobra.Command {
 			continue
 		}
 		cmd.AddCommand(&cobra.Command{
-			Use: k.Singular + " NAME", Aliases: append([]string{k.Plural}, k.Aliases...), Short: "Describe one " + k.Singular,
+			Use: k.Singular + " " + k.Called(), Aliases: append([]string{k.Plural}, k.Aliases...), Short: "Show one " + k.Singular + " with what belongs to it",
 			Args: usage(cobra.ExactArgs(1)),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				c, err := a.connect()
@@ -29,7 +29,7 @@ func (a *app) describeCommand() *cobra.Command {
 					return err
 				}
 				p := &describe.Page{Now: a.now()}
-				if err := funcs[name](cmd.Context(), c, p, args[0]); err != nil {
+				if err := funcs[name](cmd.Context(), c, p, k.Bare(args[0])); err != nil {
 					return err
 				}
 				return p.Write(a.env.Out)

@@ -31,16 +31,15 @@ func (a *app) doctorCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use: "doctor", Short: "Check that everything fits together",
-		Long: `Check the running services against themselves and against one another: that every
-event of every store is in the audit log once, that every wish has its request, its
-certificate and its place, that nothing is stuck, and that the audit log continues the
-one seen at the last run. It asks as an operator and changes nothing.
+		Long: `Check the running services: whether every event of every store is in the audit log once,
+each assignment has its request, its certificate and its place, nothing is stuck, and the
+audit log continues the one of the last run. Doctor asks as an operator. It changes nothing.
 
-What is under way is given time: a problem is what was one at every look during --grace.
-docs/doctor.md lists the rules and what to do about each.
+Work under way gets time: a problem is only what was wrong at every look during --grace.
+Each problem is shown with what to do. docs/doctor.md lists the rules.
 
 Exit code 0: all is well. 14: something is wrong. 15: nothing is known to be wrong, but
-something could not be looked at.`,
+something could not be checked.`,
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.connect()

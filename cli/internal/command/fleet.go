@@ -52,8 +52,8 @@ func (a *app) tokenCreateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Make a join token; its secret is shown this once",
-		Long: `Make a join token for one agent. The token is a secret: standard output carries
-it alone, all explanation goes to standard error.`,
+		Long: `Make a join token for one agent. The token is a secret. It alone goes to standard
+output; what to do with it goes to standard error.`,
 		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.connect()
@@ -77,9 +77,9 @@ it alone, all explanation goes to standard error.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&host, "host", "", "the one host it is for; without it the agent says its name")
-	cmd.Flags().Var(&ttl, "ttl", "how long it lives, at most 7d; without it 1h")
-	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the token alone")
+	cmd.Flags().StringVar(&host, "host", "", "the only host that may use it; without it any one host may")
+	cmd.Flags().Var(&ttl, "ttl", "how long it is valid, at most 7d (default 1h)")
+	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print the token and nothing else")
 	return cmd
 }
 
@@ -105,10 +105,11 @@ func (a *app) agentCommand() *cobra.Command {
 		cmd := &cobra.Command{
 			Use: use + " HOST", Short: short, Args: usage(cobra.ExactArgs(1)),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				if err := run(cmd, args[0], reason); err != nil {
+				host := agents.Bare(args[0])
+				if err := run(cmd, host, reason); err != nil {
 					return err
 				}
-				_, err := fmt.Fprintf(a.env.Out, "agent/%s %s\n", output.Clean(args[0]), done)
+				_, err := fmt.Fprintf(a.env.Out, "agent/%s %s\n", output.Clean(host), done)
 				return err
 			},
 			ValidArgsFunction: a.completeOne(agents),
@@ -116,7 +117,7 @@ func (a *app) agentCommand() *cobra.Command {
 		cmd.Flags().StringVar(&reason, "reason", "", "why, for the audit record")
 		return cmd
 	}
-	lock := verb("lock", "Refuse an agent from now on; its streams end within seconds", "locked", func(cmd *cobra.Command, host, reason string) error {
+	lock := verb("lock", "Refuse an agent from now on; its connection ends within seconds", "locked", func(cmd *cobra.Command, host, reason string) error {
 		c, err := a.connect()
 		if err != nil {
 			return err
@@ -133,7 +134,7 @@ func (a *app) agentCommand() *cobra.Command {
 		return err
 	})
 	var yes bool
-	remove := verb("remove", "Forget an agent for good; the host may enrol anew", "removed", func(cmd *cobra.Command, host, reason string) error {
+	remove := verb("remove", "Forget an agent for good; its host may enrol again with a new token", "removed", func(cmd *cobra.Command, host, reason string) error {
 		c, err := a.connect()
 		if err != nil {
 			return err

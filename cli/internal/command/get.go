@@ -28,7 +28,7 @@ func (a *app) getCommand() *cobra.Command {
 -o json   the API's own JSON with the field names of the proto files; a list is {"items": [...]}
 -o yaml   for authorities, profiles, identities and deployments: documents that "sallyport apply"
           takes unchanged; for all others what -o json shows, as YAML
--o name   one kind/name per line
+-o name   one kind/name per line, which "describe", "get" and the other commands take as a name
 
 Lists are fetched to their end, page by page; --limit ends them sooner.`)
 	for _, k := range kind.All() {
@@ -68,7 +68,7 @@ func (a *app) get(cmd *cobra.Command, k *kind.Kind, o getOptions, names []string
 	var found []proto.Message
 	var missing error
 	for _, name := range names {
-		m, err := k.Get(cmd.Context(), c, name)
+		m, err := k.Get(cmd.Context(), c, k.Bare(name))
 		if notFound(err) && len(names) > 1 { // show the others first
 			if missing == nil {
 				missing = err

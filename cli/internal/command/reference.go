@@ -139,6 +139,19 @@ func fieldRows(w io.Writer, fields []manifest.Field, prefix string) {
 	}
 }
 
+// otherPrograms are the exit codes of the programs that are not this one.
+const otherPrograms = `
+The other programs have these:
+
+| code | sallyport-agent | sallyport-issuer, -deployer, -inventory, -audit |
+|---|---|---|
+| 0 | done, or stopped in good order | stopped in good order |
+| 1 | something went wrong | something went wrong: a supervisor should start it again |
+| 2 | the configuration or the command line is wrong | the same: starting it again does not help |
+| 3 | this host is not enrolled | |
+| 4 | check: something cannot work | |
+`
+
 func commandsPage(root *cobra.Command) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "# Commands\n\n%s\nEvery command also takes:\n\n```\n%s```\n", generated, root.PersistentFlags().FlagUsages())
@@ -146,9 +159,10 @@ func commandsPage(root *cobra.Command) []byte {
 	for _, r := range exit.Table {
 		fmt.Fprintf(&b, "| %d | %s |\n", int(r.Code), r.Meaning)
 	}
+	fmt.Fprint(&b, otherPrograms)
 	walkCommands(root, func(cmd *cobra.Command) {
 		fmt.Fprintf(&b, "\n## %s\n%s.\n", cmd.CommandPath(), strings.TrimSuffix(cmd.Short, "."))
-		if !cmd.HasSubCommands() {
+		if !cmd.HasSubCommands() || cmd.Example != "" {
 			fmt.Fprintf(&b, "\n```\n%s\n```\n", cmd.UseLine())
 		}
 		if len(cmd.Aliases) > 0 {
@@ -156,6 +170,9 @@ func commandsPage(root *cobra.Command) []byte {
 		}
 		if cmd.Long != "" {
 			fmt.Fprintf(&b, "\n```text\n%s\n```\n", strings.TrimSpace(cmd.Long))
+		}
+		if cmd.Example != "" {
+			fmt.Fprintf(&b, "\n```sh\n%s\n```\n", strings.ReplaceAll(strings.TrimSpace(cmd.Example), "\n  ", "\n"))
 		}
 		if flags := ownFlags(cmd); flags.HasAvailableFlags() {
 			fmt.Fprintf(&b, "\n```\n%s```\n", flags.FlagUsages())

@@ -92,7 +92,7 @@ where the inventory knows it. docs/revocation.md says when to use which reason.`
 			if err != nil {
 				return err
 			}
-			fingerprint, what, err := named(cmd.Context(), c, args[0], yes)
+			fingerprint, what, err := named(cmd.Context(), c, certificates.Bare(args[0]), yes)
 			if err != nil {
 				return err
 			}
@@ -186,7 +186,7 @@ haproxy (crl-file) want them; DER has one, the issuing CA's if --root is not giv
 			if err != nil {
 				return err
 			}
-			r, err := c.Issuer().GetRevocationList(cmd.Context(), &issuerv1.GetRevocationListRequest{Authority: args[0]})
+			r, err := c.Issuer().GetRevocationList(cmd.Context(), &issuerv1.GetRevocationListRequest{Authority: authorities.Bare(args[0])})
 			if err != nil {
 				return err
 			}

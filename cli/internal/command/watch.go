@@ -34,11 +34,11 @@ func (a *app) watchCommand() *cobra.Command {
 		Long: `Follow a deployment, one line for each step of each target, until its end:
 
   0   every target was seen serving what was assigned
-  6   a target has failed (the services go on trying; watch again to follow)
+  6   a target has failed (the services try again by themselves)
   7   --timeout is over
   9   all is installed, but some target could not be seen serving it
 
-A server that goes away meanwhile is waited for.`,
+If the server goes away meanwhile, watch waits for it.`,
 		Aliases: append([]string{deployment.Plural}, deployment.Aliases...),
 		Args:    usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -52,7 +52,7 @@ A server that goes away meanwhile is waited for.`,
 				ctx, cancel = context.WithTimeout(ctx, timeout.Std())
 				defer cancel()
 			}
-			return a.watch(ctx, c, args[0])
+			return a.watch(ctx, c, deployment.Bare(args[0]))
 		},
 		ValidArgsFunction: a.completeOne(deployment),
 	}
@@ -164,7 +164,7 @@ func watchEnded(name string, err error) error {
 	if !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
-	return exit.Errorf(exit.Timeout, "deployment/%s is not served yet: the time given by --timeout is over", name)
+	return exit.Errorf(exit.Timeout, "deployment/%s is not served yet: the time given by --timeout is over; \"sallyport describe deployment %s\" shows what it waits for", name, name)
 }
 
 func (a *app) renewCommand() *cobra.Command {
@@ -173,7 +173,7 @@ func (a *app) renewCommand() *cobra.Command {
 	below := &cobra.Command{
 		Use:     "deployment NAME",
 		Short:   "Begin a new generation of a deployment now",
-		Long:    "Begin a new generation of certificates now, whatever the renewal rule says. The old ones stay served until the new ones are.",
+		Long:    "Begin a new generation of certificates now, whatever the renewal rule says. The old\ncertificates stay served until the new ones are. Also use it after a repair: it does not\nwait for the next attempt. \"sallyport watch deployment NAME\" shows how it goes.",
 		Aliases: append([]string{deployment.Plural}, deployment.Aliases...),
 		Args:    usage(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -181,17 +181,18 @@ func (a *app) renewCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			name := deployment.Bare(args[0])
 			r, err := c.Deployer().RenewDeployment(cmd.Context(), &deployerv1.RenewDeploymentRequest{
-				Name: args[0], Host: host, Reason: reason, RequestId: requestID(),
+				Name: name, Host: host, Reason: reason, RequestId: requestID(),
 			})
 			if err != nil {
 				return err
 			}
 			for _, s := range r.GetAssignments() {
-				fmt.Fprintf(a.env.Out, "deployment/%s %s renewing, generation %d\n", args[0], output.Clean(progress.Target(s)), s.GetGeneration())
+				fmt.Fprintf(a.env.Out, "deployment/%s %s renewing, generation %d\n", name, output.Clean(progress.Target(s)), s.GetGeneration())
 			}
 			if len(r.GetAssignments()) == 0 {
-				fmt.Fprintf(a.env.Err, "deployment/%s: nothing to renew: all its targets are under way already\n", args[0])
+				fmt.Fprintf(a.env.Err, "deployment/%s: nothing to renew: all its targets are under way already\n", name)
 			}
 			return nil
 		},

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
@@ -36,6 +37,16 @@ func TestRulesAreExplained(t *testing.T) {
 	for r := range remedies {
 		if !slices.Contains(rules, r) {
 			t.Errorf("there is a remedy for %s, which is no rule", r)
+		}
+	}
+	page, err := os.ReadFile(filepath.Join(root, "docs", "doctor.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := strings.NewReplacer("`", "", "\"", "", "([backup.md](backup.md#restore))", "(docs/backup.md)")
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z-]+)` \\| .* \\| (.*) \\|$").FindAllStringSubmatch(string(page), -1) {
+		if plain.Replace(m[2]) != plain.Replace(Remedy(m[1])) {
+			t.Errorf("%s: docs/doctor.md says %q, the program %q", m[1], m[2], Remedy(m[1]))
 		}
 	}
 	if len(documented) != len(remedies) {

@@ -48,21 +48,21 @@ type Row struct {
 // Table explains all codes, as "sallyport help exit-codes" prints it.
 var Table = []Row{
 	{OK, "done; for watch: every target is served"},
-	{General, "something else went wrong"},
+	{General, "something else went wrong; serve: a supervisor should start it again"},
 	{Usage, "the command line, a file or a value in it is wrong: nothing was done"},
-	{NotFound, "there is no such object or context"},
+	{NotFound, "there is no such object, or no such context"},
 	{Refused, "the server refused: not allowed, a conflict, or something else must change first"},
 	{Unreachable, "the server cannot be reached, or asks to come back later"},
 	{Failed, "watch: a target has failed"},
-	{Timeout, "the time given was not enough"},
-	{Verification, "audit verify, audit prove: the log or the proof is wrong; backup verify, restore: the backup is damaged"},
+	{Timeout, "the given time was not enough"},
+	{Verification, "audit verify, prove, checkpoint --older: the log or the proof is wrong; backup verify, restore: the backup is damaged"},
 	{Unverified, "watch: all is installed, but some target could not be seen serving it"},
-	{Data, "serve, trust, backup, restore: the directory is locked, foreign, corrupt, too new, unreadable or readable by others"},
-	{Address, "serve: the address cannot be listened on"},
+	{Data, "serve, trust, backup, restore: the data directory is locked, not ours, corrupt, too new, unreadable, or readable by others"},
+	{Address, "serve: it cannot listen on the address"},
 	{Clock, "serve, restore: the clock is wrong"},
 	{Space, "serve, trust, backup, restore, audit export: the disk is full"},
 	{Unsound, "doctor: something is wrong"},
-	{Unseen, "doctor: nothing is known to be wrong, but something could not be looked at"},
+	{Unseen, "doctor: nothing is known to be wrong, but something could not be checked"},
 	{Interrupted, "interrupted by a signal"},
 }
 

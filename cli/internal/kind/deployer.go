@@ -29,7 +29,7 @@ func deployments() *Kind {
 		flags: func(fs *pflag.FlagSet) {
 			fs.StringVar(&filter.Identity, "identity", "", "only of this identity")
 			fs.StringVar(&filter.Host, "host", "", "only with a target on this host")
-			fs.Var(&states, "state", "only in these states")
+			fs.Var(&states, "state", "only in these states, parted by commas: "+strings.Join(states.Words(), ", "))
 		},
 		Columns: []Column{
 			column("NAME", text(T.GetName)),
@@ -61,7 +61,7 @@ func deployments() *Kind {
 			_, err := c.Deployer().DeleteDeployment(ctx, &deployerv1.DeleteDeploymentRequest{Name: name, Reason: reason})
 			return err
 		},
-		DeleteHint: "its assignments are withdrawn and nothing is renewed; what is installed stays where it is",
+		DeleteHint: "its assignments are withdrawn and nothing is renewed; what is installed on hosts stays there",
 	}
 }
 
@@ -108,7 +108,7 @@ func assignments() *Kind {
 		flags: func(fs *pflag.FlagSet) {
 			fs.StringVar(&filter.Deployment, "deployment", "", "only of this deployment")
 			fs.StringVar(&filter.Host, "host", "", "only on this host")
-			fs.Var(&states, "state", "only in these states")
+			fs.Var(&states, "state", "only in these states, parted by commas: "+strings.Join(states.Words(), ", "))
 		},
 		Columns: []Column{
 			column("ID", text(T.GetId)),
@@ -165,7 +165,7 @@ func agents() *Kind {
 			_, err := c.Deployer().RemoveAgent(ctx, &deployerv1.RemoveAgentRequest{Host: name, Reason: reason})
 			return err
 		},
-		DeleteHint: "it is refused from now on; the host may enrol anew with a new token",
+		DeleteHint: "the agent is refused from now on; its host may enrol again with a new token",
 	}
 }
 
@@ -196,7 +196,7 @@ func tokens() *Kind {
 			_, err := c.Deployer().RevokeJoinToken(ctx, &deployerv1.RevokeJoinTokenRequest{Id: name})
 			return err
 		},
-		DeleteHint: "no agent can enrol with it any more",
+		DeleteHint: "no agent can enrol with the token any more",
 	}
 }
 

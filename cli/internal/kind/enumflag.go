@@ -25,7 +25,7 @@ func (f *enumFlag[E]) Set(s string) error {
 	return err
 }
 
-func (f *enumFlag[E]) Type() string { return strings.Join(output.Words(f.v.Descriptor()), "|") }
+func (f *enumFlag[E]) Type() string { return "word" }
 
 // enumsFlag takes several, by commas or by repeating the flag.
 type enumsFlag[E enum] struct{ vs []E }
@@ -49,10 +49,7 @@ func (f *enumsFlag[E]) Set(s string) error {
 	return nil
 }
 
-func (f *enumsFlag[E]) Type() string {
-	var zero E
-	return strings.Join(output.Words(zero.Descriptor()), "|")
-}
+func (f *enumsFlag[E]) Type() string { return "words" }
 
 // Words lists what a flag of this kind takes, for completion.
 func (f *enumsFlag[E]) Words() []string {

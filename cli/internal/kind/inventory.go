@@ -43,7 +43,7 @@ func identities() *Kind {
 			_, err := c.Inventory().DeleteIdentity(ctx, &inventoryv1.DeleteIdentityRequest{Name: name})
 			return err
 		},
-		DeleteHint: "nothing more is issued for it",
+		DeleteHint: "nothing more is issued for the identity",
 	}
 }
 
@@ -165,8 +165,8 @@ func findings() *Kind {
 		Singular: "finding", Plural: "findings",
 		name: func(m proto.Message) string { return m.(T).GetSubject() + "/" + output.Word(m.(T).GetRule()) },
 		flags: func(fs *pflag.FlagSet) {
-			fs.Var(&rules, "rule", "only of these rules")
-			fs.Var(&severity, "severity", "at least this bad")
+			fs.Var(&rules, "rule", "only of these rules, parted by commas: "+strings.Join(rules.Words(), ", "))
+			fs.Var(&severity, "severity", "at least this bad: "+strings.Join(severity.Words(), ", "))
 			fs.StringVar(&filter.Owner, "owner", "", "only what this owner answers for")
 			fs.BoolVar(&filter.IncludeClosed, "closed", false, "also those that are over")
 		},

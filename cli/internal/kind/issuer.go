@@ -41,7 +41,7 @@ func authorities() *Kind {
 			_, err := c.Issuer().DeleteAuthority(ctx, &issuerv1.DeleteAuthorityRequest{Name: name})
 			return err
 		},
-		DeleteHint: "an internal authority's keys are lost with it",
+		DeleteHint: "the keys of an internal authority are lost",
 	}
 }
 
@@ -94,7 +94,7 @@ func profiles() *Kind {
 			_, err := c.Issuer().DeleteProfile(ctx, &issuerv1.DeleteProfileRequest{Name: name})
 			return err
 		},
-		DeleteHint: "deployments that name it cannot renew any more",
+		DeleteHint: "deployments that name the profile cannot renew any more",
 	}
 }
 
@@ -128,7 +128,7 @@ func requests() *Kind {
 		flags: func(fs *pflag.FlagSet) {
 			fs.StringVar(&filter.Identity, "identity", "", "only of this identity")
 			fs.StringVar(&filter.Authority, "authority", "", "only of this authority")
-			fs.Var(&states, "state", "only in these states")
+			fs.Var(&states, "state", "only in these states, parted by commas: "+strings.Join(states.Words(), ", "))
 		},
 		Columns: []Column{
 			column("ID", text(T.GetId)),

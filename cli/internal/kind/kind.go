@@ -79,6 +79,29 @@ func (k *Kind) Flags(fs *pflag.FlagSet) {
 // Name is the object's name.
 func (k *Kind) Name(m proto.Message) string { return k.name(m) }
 
+// Called is what usage lines call its name.
+func (k *Kind) Called() string {
+	switch k.Singular {
+	case "agent":
+		return "HOST"
+	case "certificate":
+		return "FINGERPRINT"
+	case "assignment", "finding", "request", "token":
+		return "ID"
+	}
+	return "NAME"
+}
+
+// Bare is the name alone, also of "agent/web-1" as "-o name" prints it, and of "agents/web-1" as records and findings have it.
+func (k *Kind) Bare(name string) string {
+	for _, prefix := range []string{k.Singular, k.Plural} {
+		if bare, cut := strings.CutPrefix(name, prefix+"/"); cut {
+			return bare
+		}
+	}
+	return name
+}
+
 // Get fetches one by name.
 func (k *Kind) Get(ctx context.Context, c *connect.Client, name string) (proto.Message, error) {
 	if k.get != nil {

@@ -344,7 +344,7 @@ func (s *Store) Cancel(ctx context.Context, id, reason string) (issuance.Request
 			return err
 		}
 		r.Updated, r.NextAttempt = db.Time(db.FromTime(s.now())), time.Time{}
-		r.Reason, r.Message = ReasonCancelled, "given up by the submitter"
+		r.Reason, r.Message = ReasonCancelled, "cancelled before a certificate was issued"
 		won, err := db.Changed(tx.Exec(ctx, `UPDATE request SET state = $1, next_attempt = 0, updated = $2, fence = fence + 1, csr = NULL, reason = $3, message = $4
 			WHERE id = $5 AND state = $6`, string(r.State), db.FromTime(r.Updated), r.Reason, r.Message, id, string(from)))
 		if err != nil {
