@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	auditv1 "github.com/sallyport-pki/sallyport/gen/sallyport/audit/v1"
 	deployerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/deployer/v1"
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
 )
@@ -95,6 +96,36 @@ func TestRequestsUnderWay(t *testing.T) {
 	found := judgeRequests([]*deployerv1.AssignmentStatus{served}, []*issuerv1.Request{second, first})
 	if len(found) != 1 || found[0].Rule != "request-wanted" {
 		t.Errorf("%+v", found)
+	}
+}
+
+// A checkpoint is its log's only by the log's key, and as it was signed.
+func TestLogSignature(t *testing.T) {
+	const (
+		key   = "sallyport.sallyport.local/audit+7104ce5f+AfRN+kylgFoeq354uIThNmbTkXIabuYAyoMzzELKqUJ0"
+		other = "sallyport.sallyport.local/audit+e1a4a3b8+AVV8gRMeDHqGqZNGCwUFFzLXsVCTJYgW3PjBXnbKSmLe"
+		size  = "37"
+		text  = "sallyport.sallyport.local/audit\n" + size + "\nG9JmVG91mhEkYf2SGz0Bka/HUl+5tcWvzsRi8wH9rIw=\n\n" +
+			"— sallyport.sallyport.local/audit cQTOX+HWkN9Inj0MTvp7thGqJRh0MnpAYJsKjWwRQVaPU7sqzo0U4MrFR2AZa+L1Fljt9UhhUT50ePHkDU2iJrFnXQA=\n"
+	)
+	for name, c := range map[string]struct {
+		verifier, checkpoint string
+		want                 State
+	}{
+		"as signed":      {key, text, OK},
+		"another size":   {key, strings.Replace(text, size, "38", 1), Wrong},
+		"another root":   {key, strings.Replace(text, "G9Jm", "G9Jn", 1), Wrong},
+		"not signed":     {key, text[:strings.Index(text, "—")], Wrong},
+		"no checkpoint":  {key, "", Wrong},
+		"no key":         {"", text, Wrong},
+		"another's key":  {other, text, Wrong},
+		"the key turned": {strings.Replace(key, "AfRN", "AfRO", 1), text, Wrong},
+	} {
+		v := &view{head: &auditv1.GetCheckpointResponse{Verifier: c.verifier, Checkpoint: c.checkpoint}}
+		got, keep := v.logCheck(t.Context(), Config{})
+		if got.State != c.want || (keep != nil) != (c.want == OK) || c.want == Wrong && got.Problems[0].Rule != "log-signature" {
+			t.Errorf("%s: %+v, kept: %s", name, got, keep)
+		}
 	}
 }
 
