@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc/codes"
 )
 
 var update = flag.Bool("update", false, "write the table of metrics in docs/monitoring.md anew")
@@ -137,6 +138,8 @@ func rules(t *testing.T, s scraped) {
 	tests := string(ok(os.ReadFile(filepath.Join(dir, "sallyport.rules.test.yaml")))(t))
 	page := string(ok(os.ReadFile(filepath.Join(repository(t), "docs/monitoring.md")))(t))
 	names := regexp.MustCompile(`\bsallyport_[a-z0-9_]+`)
+	told := regexp.MustCompile(`\$labels\.([a-z]+)`)
+	selects(t, "sallyport.rules.test.yaml", tests, s)
 	alerts := 0
 	for _, g := range file.Groups {
 		for _, r := range g.Rules {
@@ -144,6 +147,12 @@ func rules(t *testing.T, s scraped) {
 			for _, name := range names.FindAllString(r.Expr, -1) {
 				if !exported[name] {
 					t.Errorf("%s looks at %s, which is not exported", r.Alert, name)
+				}
+			}
+			selects(t, r.Alert, r.Expr, s)
+			for _, m := range told.FindAllStringSubmatch(r.Annotations["summary"], -1) {
+				if !has(r.Expr, m[1], s) {
+					t.Errorf("%s tells of the label %s, which nothing has that it looks at", r.Alert, m[1])
 				}
 			}
 			if r.Labels["severity"] != "critical" && r.Labels["severity"] != "warning" || r.Annotations["summary"] == "" {
@@ -158,6 +167,67 @@ func rules(t *testing.T, s scraped) {
 	if alerts < 20 {
 		t.Errorf("only %d alerts", alerts)
 	}
+}
+
+var (
+	selector = regexp.MustCompile(`\b(up|sallyport_[a-z0-9_]+)\{([^}]*)\}`)
+	matcher  = regexp.MustCompile(`([a-z]+)(=~|!=|!~|=)"([^"]*)"`)
+	grouping = regexp.MustCompile(`\b(without|by) \(([a-z, ]*)\)`)
+)
+
+// selects wants each label and each value that is selected to be one that a metric has: what selects another is blind for ever.
+func selects(t *testing.T, who, expr string, s scraped) {
+	t.Helper()
+	for _, one := range selector.FindAllStringSubmatch(expr, -1) {
+		have := values(s, one[1])
+		for _, m := range matcher.FindAllStringSubmatch(one[2], -1) {
+			label := m[1]
+			if have[label] == nil {
+				t.Errorf("%s looks for the label %s at %s, which has none", who, label, one[1])
+				continue
+			}
+			if who == "sallyport.rules.test.yaml" && slices.Contains([]string{"instance", "authority", "api", "method", "reason"}, label) {
+				continue // there may be any
+			}
+			for value := range strings.SplitSeq(m[3], "|") {
+				if !have[label][value] {
+					t.Errorf("%s looks for %s=%q at %s, which has only %v", who, label, value, one[1], slices.Sorted(maps.Keys(have[label])))
+				}
+			}
+		}
+	}
+}
+
+// values are those that the labels of a metric have, those that Prometheus adds among them, and those that it has not had yet.
+func values(s scraped, metric string) map[string]map[string]bool {
+	all := map[string]map[string]bool{"job": {"sallyport": true}, "instance": {endpoint: true}}
+	for _, m := range s[metric].GetMetric() {
+		for _, l := range m.GetLabel() {
+			if all[l.GetName()] == nil {
+				all[l.GetName()] = map[string]bool{}
+			}
+			all[l.GetName()][l.GetValue()] = true
+		}
+	}
+	if all["code"] != nil {
+		all["code"][codes.Internal.String()] = true
+	}
+	return all
+}
+
+// has is whether what an expression gives has this label.
+func has(expr, label string, s scraped) bool {
+	for _, g := range grouping.FindAllStringSubmatch(expr, -1) {
+		if slices.Contains(strings.Split(g[2], ", "), label) != (g[1] == "by") {
+			return false
+		}
+	}
+	for _, name := range regexp.MustCompile(`\b(up|sallyport_[a-z0-9_]+)\b`).FindAllString(expr, -1) {
+		if values(s, name)[label] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // runbook wants the section that an alert names: one that names the alert, with numbered steps.

@@ -3,13 +3,18 @@
 package upgrade
 
 import (
+	"crypto/x509"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	_ "modernc.org/sqlite" // driver "sqlite"
 
 	"github.com/sallyport-pki/sallyport/tests/lab"
 	"github.com/sallyport-pki/sallyport/tests/upgrade/site"
@@ -69,8 +74,9 @@ func TestKept(t *testing.T) {
 	s, err := site.Reopen(ctx, newLab(t), site.Programs{Serve: before, CLI: now}, archive)
 	must(t, err)
 	left := known(t, s)
+	rows := stored(t, filepath.Join(site.Dir, "control"))
 	must(t, s.Control(ctx, now))
-	there := known(t, s)
+	there, migrated := known(t, s), stored(t, filepath.Join(site.Dir, "control"))
 	for _, what := range lost("", left, there) {
 		t.Error(what)
 	}
@@ -86,7 +92,11 @@ func TestKept(t *testing.T) {
 	must(t, s.Agents(now))
 	must(t, s.Served(ctx, 2)) // as it was kept, or a later one where that has become due
 
-	if due := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2); time.Now().Before(due) {
+	due := leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) / 2)
+	for _, what := range gone(rows, migrated, time.Now().Before(due)) {
+		t.Error(what)
+	}
+	if time.Now().Before(due) {
 		leaf, err := s.Leaf(ctx)
 		must(t, err)
 		if lab.Fingerprint(leaf) != kept {
@@ -94,6 +104,7 @@ func TestKept(t *testing.T) {
 		}
 	}
 	must(t, s.Renew(ctx))
+	revoke(t, s, leaf)
 	log(t, s)
 	doctor(t, s)
 
@@ -150,6 +161,98 @@ func lost(at string, before, after any) (all []string) {
 		all = append(all, fmt.Sprintf("%s: %v before, %v now", at, before, after))
 	}
 	return all
+}
+
+// stored is every row that the services of a control plane have of their trade: service and table, and the values by column.
+// The audit service's store is made from its log, which is verified, and doctor holds the one against the other.
+func stored(t *testing.T, dir string) map[string][]map[string]any {
+	t.Helper()
+	machinery := []string{"goose_db_version", "sallyport_meta", "lease", "outbox", "inbox", "replica", "epoch"}
+	all := map[string][]map[string]any{}
+	for _, service := range []string{"inventory", "issuer", "deployer"} {
+		db, err := sql.Open("sqlite", "file:"+filepath.Join(dir, service+".db")+"?mode=ro&_pragma=busy_timeout(60000)")
+		must(t, err)
+		for _, table := range query(t, db, "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'") {
+			if name := fmt.Sprint(table["name"]); !slices.Contains(machinery, name) {
+				all[service+" "+name] = query(t, db, "SELECT * FROM "+name)
+			}
+		}
+		must(t, db.Close())
+	}
+	return all
+}
+
+func query(t *testing.T, db *sql.DB, text string) (all []map[string]any) {
+	t.Helper()
+	rows, err := db.QueryContext(t.Context(), text)
+	must(t, err)
+	defer rows.Close()
+	columns, err := rows.Columns()
+	must(t, err)
+	for rows.Next() {
+		values, into := make([]any, len(columns)), make([]any, len(columns))
+		for i := range values {
+			into[i] = &values[i]
+		}
+		must(t, rows.Scan(into...))
+		row := map[string]any{}
+		for i, c := range columns {
+			row[c] = values[i]
+		}
+		all = append(all, row)
+	}
+	must(t, rows.Err())
+	return all
+}
+
+// gone says which rows that were there before are not there any more, or are others: values change by themselves once something is due,
+// and so do at any time the moments for which something is planned, and what is found wrong.
+func gone(before, after map[string][]map[string]any, values bool) (all []string) {
+	for table, rows := range before {
+		if slices.Contains([]string{"inventory due", "inventory finding", "deployer renewal_window"}, table) {
+			continue
+		}
+		if len(after[table]) < len(rows) {
+			all = append(all, fmt.Sprintf("%s: %d rows before, %d now", table, len(rows), len(after[table])))
+		}
+		for _, row := range rows {
+			if !values {
+				break
+			}
+			if !slices.ContainsFunc(after[table], func(now map[string]any) bool {
+				for column, value := range row {
+					if fmt.Sprint(now[column]) != fmt.Sprint(value) {
+						return false
+					}
+				}
+				return true
+			}) {
+				all = append(all, fmt.Sprintf("%s: before there was %v, now there are %v", table, row, after[table]))
+			}
+		}
+	}
+	return all
+}
+
+// revoke takes back a certificate that the version before has issued, and has replaced.
+func revoke(t *testing.T, s *site.Site, cert *x509.Certificate) {
+	t.Helper()
+	if time.Now().After(cert.NotAfter) {
+		return
+	}
+	_, err := s.Plane.Do(t.Context(), "certificate", "revoke", lab.Fingerprint(cert), "--reason", "superseded", "--yes")
+	must(t, err)
+	must(t, lab.Await(t.Context(), time.Minute, "the CRL to have it", func() error {
+		der, err := s.Plane.Do(t.Context(), "authority", "crl", "corp", "-o", "der")
+		if err != nil {
+			return err
+		}
+		crl, err := x509.ParseRevocationList([]byte(der))
+		if err == nil && !slices.ContainsFunc(crl.RevokedCertificateEntries, func(e x509.RevocationListEntry) bool { return e.SerialNumber.Cmp(cert.SerialNumber) == 0 }) {
+			err = fmt.Errorf("CRL %s has %d entries, and not this", crl.Number, len(crl.RevokedCertificateEntries))
+		}
+		return err
+	}))
 }
 
 // doctor wants the whole system to be sound.
