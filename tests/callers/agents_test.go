@@ -47,7 +47,6 @@ func agents(t *testing.T, s *site) {
 	t.Run("returns", func(t *testing.T) { t.Parallel(); returns(t, s, alpha) })
 	t.Run("join tokens", func(t *testing.T) { t.Parallel(); joinTokens(t, s) })
 	t.Run("grants", func(t *testing.T) { t.Parallel(); grants(t, s, alpha) })
-	t.Run("end of a certificate", func(t *testing.T) { t.Parallel(); endOfCertificate(t, s) })
 }
 
 // agentOf speaks as a caller of the table.
@@ -188,7 +187,7 @@ func beCA() pkix.Extension {
 
 // returns: whoever comes back proves the key that the host has, for this host, now.
 func returns(t *testing.T, s *site, alpha *agent) {
-	nobody := agentv1.NewAgentServiceClient(s.dial(t, nil))
+	nobody := agentv1.NewAgentServiceClient(s.dial(t, nil, "deployer"))
 	now := time.Now()
 	type said struct {
 		host string
@@ -245,7 +244,7 @@ func returns(t *testing.T, s *site, alpha *agent) {
 
 // joinTokens: a token lets in one key, as the host that it was made for, or as one that nobody is.
 func joinTokens(t *testing.T, s *site) {
-	nobody := agentv1.NewAgentServiceClient(s.dial(t, nil))
+	nobody := agentv1.NewAgentServiceClient(s.dial(t, nil, "deployer"))
 	token := func(host string) identity.JoinToken {
 		made := ok(s.deployer.CreateJoinToken(t.Context(), &deployerv1.CreateJoinTokenRequest{Host: host}))(t)
 		return ok(identity.ParseJoinToken(made.GetToken()))(t)
@@ -315,7 +314,7 @@ func grants(t *testing.T, s *site, alpha *agent) {
 	})
 	made := ok(s.deployer.CreateJoinToken(t.Context(), &deployerv1.CreateJoinTokenRequest{}))(t)
 	token := ok(identity.ParseJoinToken(made.GetToken()))(t)
-	enrolled := ok(agentv1.NewAgentServiceClient(s.dial(t, nil)).Enroll(t.Context(), &agentv1.EnrollRequest{TokenId: token.ID, TokenSecret: token.Secret, Host: "eta", Csr: forged}))(t)
+	enrolled := ok(agentv1.NewAgentServiceClient(s.dial(t, nil, "deployer")).Enroll(t.Context(), &agentv1.EnrollRequest{TokenId: token.ID, TokenSecret: token.Secret, Host: "eta", Csr: forged}))(t)
 	renewed := ok(alpha.RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: forged}))(t)
 	for host, grant := range map[string]*agentv1.IdentityGrant{"eta": enrolled.GetGrant(), "alpha": renewed.GetGrant()} {
 		leaf := ok(x509.ParseCertificate(grant.GetChain()[0]))(t)
@@ -327,7 +326,7 @@ func grants(t *testing.T, s *site, alpha *agent) {
 		case leaf.IsCA || leaf.KeyUsage != x509.KeyUsageDigitalSignature:
 			t.Errorf("%s got an SVID that may sign others", host)
 		}
-		s.call(t, s.agent(t, host, key, grant).conn, host, "sallyport.deployer.v1.DeployerService/ListAgents", 'R')
+		s.call(t, s.agent(t, host, key, grant).conn, "deployer", host, "sallyport.deployer.v1.DeployerService/ListAgents", 'R')
 	}
 	curve := ok(ecdsa.GenerateKey(elliptic.P224(), rand.Reader))(t)
 	if _, err := alpha.RenewIdentity(t.Context(), &agentv1.RenewIdentityRequest{Csr: request(t, curve, x509.CertificateRequest{})}); status.Code(err) != codes.InvalidArgument {
@@ -351,9 +350,9 @@ func otherSessions(ctx context.Context, t *testing.T, s *site, stream *stream) {
 
 // endOfCertificate: an open stream ends with the certificate that it was opened with.
 func endOfCertificate(t *testing.T, s *site) {
-	cert := s.issue(t, "operator/alice", "", "--ttl", "20s")
+	cert := s.issue(t, "operator/alice", "", "--ttl", "15s")
 	ends := ok(x509.ParseCertificate(cert.Certificate[0]))(t).NotAfter
-	conn := s.dial(t, cert)
+	conn := s.dial(t, cert, "deployer")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	stream := ok(auditv1.NewAuditServiceClient(conn).TailRecords(ctx, &auditv1.TailRecordsRequest{}))(t)
@@ -371,5 +370,5 @@ func endOfCertificate(t *testing.T, s *site) {
 		}
 		return nil
 	})
-	s.call(t, conn, "expired", "sallyport.audit.v1.AuditService/TailRecords", 'X')
+	s.call(t, conn, "deployer", "expired", "sallyport.audit.v1.AuditService/TailRecords", 'X')
 }

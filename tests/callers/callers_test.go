@@ -33,36 +33,82 @@ import (
 	"github.com/sallyport-pki/sallyport/internal/identity"
 )
 
-// TestCallers makes every call there is as every kind of caller.
+// TestCallers makes every call there is as every kind of caller, to `sallyport serve`.
 func TestCallers(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
+	t.Run("calls", func(t *testing.T) {
+		t.Run("end of a certificate", func(t *testing.T) { t.Parallel(); endOfCertificate(t, s) })
+		t.Run("others", func(t *testing.T) {
+			t.Parallel()
+			s.tries(t)
+			t.Run("agents", func(t *testing.T) { agents(t, s) })
+		})
+	})
+	s.ends(t)
+}
+
+// TestCallersOfDaemons makes every call there is as every kind of caller, to each of the four daemons.
+func TestCallersOfDaemons(t *testing.T) {
+	t.Parallel()
+	s := newDaemons(t)
+	s.tries(t)
+	s.ends(t)
+}
+
+// tries makes all callers and lets them make all calls.
+func (s *site) tries(t *testing.T) {
+	t.Helper()
 	s.gather(t)
 	if !t.Run("methods", func(t *testing.T) { served(t, s) }) {
-		return // a call could not even be made
+		t.FailNow() // a call could not even be made
 	}
 	t.Run("table", func(t *testing.T) {
 		for n, caller := range callers {
 			t.Run(caller, func(t *testing.T) {
 				t.Parallel()
-				conn := s.dial(t, s.callers[caller])
-				for method, row := range table {
-					s.call(t, conn, caller, method, letters(row)[n])
+				for _, server := range s.servers {
+					conn := s.dial(t, s.callers[caller], server)
+					for method, row := range table {
+						if s.has(server, method) {
+							s.call(t, conn, server, caller, method, s.letter(server, row, n))
+						}
+					}
 				}
 			})
 		}
 	})
-	t.Run("agents", func(t *testing.T) { agents(t, s) })
+}
+
+// ends wants the records of all that was refused.
+func (s *site) ends(t *testing.T) {
+	t.Helper()
 	t.Run("records", func(t *testing.T) {
 		// What each service records last is the sign that the log has it all.
-		last, done := s.dial(t, nil), map[string]bool{}
+		done := map[string]bool{}
 		for method, row := range table {
-			if api, _, _ := strings.Cut(method, "/"); !done[api] && letters(row)[0] == 'N' {
-				s.call(t, last, "nobody", method, 'N')
-				done[api] = true
+			service := recorder(method)
+			if server := s.server(service); !done[service] && letters(row)[0] == 'N' && s.has(server, method) {
+				s.call(t, s.dial(t, nil, server), server, "nobody", method, 'N')
+				done[service] = true
 			}
 		}
 		s.checkRecords(t)
 	})
+}
+
+// has says whether a server serves a method. What is nobody's own is served by each.
+func (s *site) has(server, method string) bool {
+	return s.server(recorder(method)) == server || strings.HasPrefix(method, "grpc.")
+}
+
+// letter is the answer that a server gives to the caller in a column. How an agent stands is known to the deployer alone: to a daemon
+// without it, one is like the other.
+func (s *site) letter(server, row string, column int) rune {
+	if letter := letters(row)[column]; server == s.server("deployer") || !strings.ContainsRune("LGK", letter) {
+		return letter
+	}
+	return letters(row)[slices.Index(callers, "beta")]
 }
 
 // TestTable holds the table to its own form.
@@ -202,14 +248,14 @@ func (s *site) loses(t *testing.T, host string, letter rune, happens func(*agent
 		_, err = stream.Recv()
 	}
 	what := "the stream of the agent that is " + a.host
-	s.judge(t, what, id, a.host, "sallyport.agent.v1.AgentService/Subscribe", letter, err)
+	s.judge(t, what, id, "deployer", a.host, "sallyport.agent.v1.AgentService/Subscribe", letter, err)
 	if took := time.Since(began); took > soon {
 		t.Errorf("%s has gone on for %s", what, took)
 	}
 }
 
-// call makes one call and judges the answer.
-func (s *site) call(t *testing.T, conn *grpc.ClientConn, caller, method string, letter rune) {
+// call makes one call to a server and judges the answer.
+func (s *site) call(t *testing.T, conn *grpc.ClientConn, server, caller, method string, letter rune) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -219,7 +265,7 @@ func (s *site) call(t *testing.T, conn *grpc.ClientConn, caller, method string, 
 	if err == nil {
 		err = ask(stream, s.request(method), output(method))
 	}
-	s.judge(t, method+" as "+caller, id, caller, method, letter, err)
+	s.judge(t, method+" as "+caller+" at "+server, id, server, caller, method, letter, err)
 }
 
 // ask sends one request and reads one answer.
@@ -237,7 +283,7 @@ func ask(stream grpc.ClientStream, req, resp proto.Message) error {
 }
 
 // judge holds an answer against its letter, and remembers a refusal that must have its record.
-func (s *site) judge(t *testing.T, what, id, caller, method string, letter rune, err error) {
+func (s *site) judge(t *testing.T, what, id, server, caller, method string, letter rune, err error) {
 	t.Helper()
 	want := answers[letter]
 	if want.code == codes.OK {
@@ -251,8 +297,11 @@ func (s *site) judge(t *testing.T, what, id, caller, method string, letter rune,
 	if f := fault.Of(err); f == nil || status.Code(err) != want.code || f.Reason != want.reason {
 		t.Errorf("%s: want %s %s, got %v", what, want.code, want.reason, err)
 	}
-	api, _, _ := strings.Cut(method, "/")
-	r := refusal{what: what, kind: recorders[api] + ".call.denied", subject: "methods/" + method, actor: actor(caller), reason: want.reason}
+	by := recorder(method)
+	if s.server(by) != server { // every server has it
+		by = server
+	}
+	r := refusal{what: what, kind: by + ".call.denied", subject: "methods/" + method, actor: actor(caller), reason: want.reason}
 	switch letter {
 	case 'A':
 		r.subject, r.reason = "assignments/"+s.assignment, want.record
@@ -300,36 +349,39 @@ func described(method string) protoreflect.MethodDescriptor {
 	return d.(protoreflect.MethodDescriptor)
 }
 
-// served compares the table with the methods that the server says it has, and with all the protos.
+// served compares the table with the methods that the servers say they have, and with all the protos.
 func served(t *testing.T, s *site) {
-	conn := s.dial(t, s.callers["operator"])
-	ok(healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}))(t)
-	stream := ok(reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context()))(t)
-	ask := func(req *reflectionpb.ServerReflectionRequest) *reflectionpb.ServerReflectionResponse {
-		must(t, stream.Send(req))
-		return ok(stream.Recv())(t)
-	}
-	there := map[string]bool{}
 	apis := map[string]bool{}
-	list := ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
-	for _, service := range list.GetListServicesResponse().GetService() {
-		apis[service.GetName()] = true
-		file := ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: service.GetName()}})
-		for _, raw := range file.GetFileDescriptorResponse().GetFileDescriptorProto() {
-			for _, method := range methods(t, raw, service.GetName()) {
-				there[method] = true
+	for _, server := range s.servers {
+		there := map[string]bool{}
+		conn := s.dial(t, s.callers["operator"], server)
+		ok(healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{}))(t)
+		stream := ok(reflectionpb.NewServerReflectionClient(conn).ServerReflectionInfo(t.Context()))(t)
+		ask := func(req *reflectionpb.ServerReflectionRequest) *reflectionpb.ServerReflectionResponse {
+			must(t, stream.Send(req))
+			return ok(stream.Recv())(t)
+		}
+		list := ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_ListServices{}})
+		for _, service := range list.GetListServicesResponse().GetService() {
+			apis[service.GetName()] = true
+			file := ask(&reflectionpb.ServerReflectionRequest{MessageRequest: &reflectionpb.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: service.GetName()}})
+			for _, raw := range file.GetFileDescriptorResponse().GetFileDescriptorProto() {
+				for _, method := range methods(t, raw, service.GetName()) {
+					there[method] = true
+				}
 			}
 		}
-	}
-	for method := range there {
-		if table[method] == "" {
-			t.Errorf("%s is served and not in the table", method)
+		for method := range there {
+			if table[method] == "" || !s.has(server, method) {
+				t.Errorf("%s is served at %s and not in the table", method, server)
+			}
 		}
-	}
-	for method := range table {
-		if !there[method] {
-			t.Errorf("%s is in the table and not served", method)
+		for method := range table {
+			if s.has(server, method) && !there[method] {
+				t.Errorf("%s is in the table and not served at %s", method, server)
+			}
 		}
+		t.Logf("at %s %d methods, %d callers", server, len(there), len(callers))
 	}
 	protoregistry.GlobalFiles.RangeFiles(func(f protoreflect.FileDescriptor) bool {
 		for i := range f.Services().Len() {
@@ -339,7 +391,6 @@ func served(t *testing.T, s *site) {
 		}
 		return true
 	})
-	t.Logf("%d methods of %d services, %d callers", len(there), len(apis), len(callers))
 }
 
 // methods are those of the service in a file that the server has described.

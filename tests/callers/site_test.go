@@ -38,6 +38,7 @@ const ground = "/mnt"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	_ = flag.Set("test.parallel", "16") // they wait for streams and certificates to end
 	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, m.Run))
 }
 
@@ -45,25 +46,24 @@ func TestMain(m *testing.M) {
 const patience = 90 * time.Second
 
 // config makes the loops quick, and lets one address and one agent make all the calls of this test.
-const config = `
-limits: {caller_rate: 10000, anonymous_rate: 10000}
-deployer:
-  rollout: {retry_after: [100ms], ask_issuer_every: 1s}
-issuer:
-  identity_max_age: 100ms
-  orders: {poll: 100ms, poll_max: 500ms, host_patience: 5m}
-audit: {checkpoint_interval: 100ms}
-`
+var config = map[string]string{
+	"":         "limits: {caller_rate: 10000, anonymous_rate: 10000}\n",
+	"deployer": "rollout: {retry_after: [100ms], ask_issuer_every: 1s}\n",
+	"issuer":   "identity_max_age: 100ms\norders: {poll: 100ms, poll_max: 500ms, host_patience: 5m}\n",
+	"audit":    "checkpoint_interval: 100ms\n",
+}
 
 // domain is the trust domain of the control plane.
 const domain = "sallyport.local"
 
-// site is a control plane and its callers.
+// site is a control plane, by one server or four, and its callers.
 type site struct {
 	*lab.Lab
 	plane    *lab.Plane
 	audit    auditv1.AuditServiceClient
 	deployer deployerv1.DeployerServiceClient
+	servers  []string                    // by the service that one is named after: serve is the deployer's
+	trust    []string                    // where the command line finds the trust domain's root
 	callers  map[string]*tls.Certificate // nil shows none
 
 	// What is alpha's.
@@ -76,8 +76,38 @@ type site struct {
 // refusal is a call that was refused, and must have its record.
 type refusal struct{ what, kind, subject, actor, reason string }
 
-// newSite starts the control plane, and a CA that waits for alpha to answer its challenge.
+// newSite starts serve.
 func newSite(t *testing.T) *site {
+	t.Helper()
+	s := newLab(t)
+	text := config[""]
+	for _, service := range []string{"deployer", "issuer", "audit"} {
+		text += service + ":\n  " + strings.ReplaceAll(strings.TrimSpace(config[service]), "\n", "\n  ") + "\n"
+	}
+	s.plane = ok(s.Serve(t.Context(), "control", lab.ServeOptions{Config: text}))(t)
+	s.servers, s.trust = []string{"deployer"}, []string{"--data", s.plane.Data}
+	return s.begin(t)
+}
+
+// newDaemons starts the four daemons.
+func newDaemons(t *testing.T) *site {
+	t.Helper()
+	s := newLab(t)
+	d := ok(s.NewDaemons(t.Context(), "control", lab.DaemonsOptions{TrustDomain: domain, Config: config}))(t)
+	must(t, d.Start(t.Context()))
+	s.plane, s.servers, s.trust = d.Plane, lab.Services, []string{"--dir", d.Trust()}
+	return s.begin(t)
+}
+
+// server is where a service is reached, by the name of that server.
+func (s *site) server(service string) string {
+	if len(s.servers) == 1 {
+		return s.servers[0]
+	}
+	return service
+}
+
+func newLab(t *testing.T) *site {
 	t.Helper()
 	dir, err := os.MkdirTemp(ground, "")
 	must(t, err)
@@ -86,13 +116,22 @@ func newSite(t *testing.T) *site {
 		refused: map[string]refusal{},
 	}
 	t.Cleanup(func() {
-		if t.Failed() && s.plane != nil {
-			lines := strings.Split(strings.TrimSpace(s.plane.Output()), "\n")
-			t.Log(strings.Join(lines[max(0, len(lines)-40):], "\n"))
+		if t.Failed() {
+			logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
+			for _, path := range logs {
+				text, _ := os.ReadFile(path)
+				lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+				t.Logf("--- %s\n%s", filepath.Base(path), strings.Join(lines[max(0, len(lines)-40):], "\n"))
+			}
 		}
 		s.Close()
 	})
-	s.plane = ok(s.Serve(t.Context(), "control", lab.ServeOptions{Config: config}))(t)
+	return s
+}
+
+// begin gives the control plane a CA that waits for alpha to answer its challenge.
+func (s *site) begin(t *testing.T) *site {
+	t.Helper()
 	s.audit = auditv1.NewAuditServiceClient(ok(s.plane.Dial("audit"))(t))
 	s.deployer = deployerv1.NewDeployerServiceClient(ok(s.plane.Dial("deployer"))(t))
 
@@ -168,7 +207,7 @@ func (s *site) issue(t *testing.T, who, dir string, more ...string) *tls.Certifi
 	out := ok(os.MkdirTemp(s.Dir, "identity-"))(t)
 	args := []string{"trust", "issue", who, "--out", out}
 	if dir == "" {
-		args = append(args, "--data", s.plane.Data)
+		args = append(args, s.trust...)
 	} else {
 		args = append(args, "--dir", dir)
 	}
@@ -185,13 +224,17 @@ func (s *site) domainOf(t *testing.T, name string) string {
 	return dir
 }
 
-// dial connects as the caller, whose certificate is nil when it shows none. Whom it reaches is of no interest here.
-func (s *site) dial(t *testing.T, cert *tls.Certificate) *grpc.ClientConn {
+// dial connects to a server as the caller, whose certificate is nil when it shows none. Whom it reaches is of no interest here.
+func (s *site) dial(t *testing.T, cert *tls.Certificate, server string) *grpc.ClientConn {
 	t.Helper()
 	if cert == nil {
 		cert = &tls.Certificate{}
 	}
-	conn := ok(grpc.NewClient("dns:///"+s.plane.Address, grpc.WithAuthority("deployer"+rpc.ServerNameSuffix), grpc.WithNoProxy(),
+	address := s.plane.Address
+	if at := s.plane.At[server]; at != "" {
+		address = at
+	}
+	conn := ok(grpc.NewClient("dns:///"+address, grpc.WithAuthority(server+rpc.ServerNameSuffix), grpc.WithNoProxy(),
 		grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 			MinVersion: tls.VersionTLS13, InsecureSkipVerify: true, //nolint:gosec // see above
 			GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil },
@@ -221,7 +264,7 @@ func (s *site) enrol(t *testing.T, host string) *agent {
 	made := ok(s.deployer.CreateJoinToken(t.Context(), &deployerv1.CreateJoinTokenRequest{Host: host}))(t)
 	token := ok(identity.ParseJoinToken(made.GetToken()))(t)
 	key := newKey(t)
-	got := ok(agentv1.NewAgentServiceClient(s.dial(t, nil)).Enroll(t.Context(), &agentv1.EnrollRequest{
+	got := ok(agentv1.NewAgentServiceClient(s.dial(t, nil, "deployer")).Enroll(t.Context(), &agentv1.EnrollRequest{
 		TokenId: token.ID, TokenSecret: token.Secret, Csr: request(t, key, x509.CertificateRequest{}), Host: host,
 	}))(t)
 	return s.agent(t, host, key, got.GetGrant())
@@ -235,7 +278,7 @@ func (s *site) agent(t *testing.T, host string, key *ecdsa.PrivateKey, g *agentv
 
 func (s *site) speak(t *testing.T, host string, cert *tls.Certificate) *agent {
 	t.Helper()
-	conn := s.dial(t, cert)
+	conn := s.dial(t, cert, "deployer")
 	return &agent{AgentServiceClient: agentv1.NewAgentServiceClient(conn), conn: conn, host: host, key: cert.PrivateKey.(*ecdsa.PrivateKey), cert: cert}
 }
 

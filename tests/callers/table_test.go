@@ -1,9 +1,11 @@
 // Package callers holds who may call what, as one table that stands alone: nothing of it is taken from the product. Against a
-// real `sallyport serve` it makes every call there is as every kind of caller, and then wants each refusal in the audit log,
+// real `sallyport serve`, and against the four daemons, it makes every call there is as every kind of caller, and then wants each refusal in the audit log,
 // once. What an agent may do with what is another's, or with what is over, is here too.
 package callers
 
 import (
+	"strings"
+
 	"google.golang.org/grpc/codes"
 )
 
@@ -125,7 +127,8 @@ var table = map[string]string{
 	"grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": "NCCXW RRLGK +++++",
 }
 
-// recorders names the service whose record a refusal is, by the API's service. What every server has is the deployer's.
+// recorders names the service whose record a refusal is, by the API's service. What every server has is recorded
+// by that server; serve has one, and the deployer's record.
 var recorders = map[string]string{
 	"sallyport.agent.v1.AgentService":          "deployer",
 	"sallyport.audit.v1.AuditService":          "audit",
@@ -135,4 +138,10 @@ var recorders = map[string]string{
 	"grpc.health.v1.Health":                    "deployer",
 	"grpc.reflection.v1.ServerReflection":      "deployer",
 	"grpc.reflection.v1alpha.ServerReflection": "deployer",
+}
+
+// recorder is the service whose record a refusal of the method is.
+func recorder(method string) string {
+	api, _, _ := strings.Cut(method, "/")
+	return recorders[api]
 }
