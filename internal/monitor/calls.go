@@ -19,17 +19,17 @@ type calls struct {
 func newCalls() *calls {
 	return &calls{
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sallyport_rpc_calls_total", Help: "Calls that ended, streams included, by gRPC code. Denied calls are among them.",
+			Name: "sallyport_rpc_calls_total", Help: "Calls and streams that ended, by gRPC code, denied calls included.",
 		}, []string{"api", "method", "code"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "sallyport_rpc_call_duration_seconds", Help: "Time to answer a call that is no stream.",
+			Name: "sallyport_rpc_call_duration_seconds", Help: "Time to answer a call; streams are not counted.",
 			Buckets: []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30},
 		}, []string{"api", "method"}),
 		open: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "sallyport_rpc_streams_open", Help: "Streams that are open.",
 		}, []string{"api", "method"}),
 		denied: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sallyport_rpc_denied_calls_total", Help: "Calls refused for who the caller is, by reason.",
+			Name: "sallyport_rpc_denied_calls_total", Help: "Calls that were refused because of who the caller is, by reason.",
 		}, []string{"reason"}),
 	}
 }

@@ -184,7 +184,7 @@ func (m *Monitor) Ready(service string) error {
 type readiness struct{ m *Monitor }
 
 var (
-	readyDesc = prometheus.NewDesc("sallyport_ready", "1 if all checks of the service pass and the process neither starts nor stops.", []string{"service"}, nil)
+	readyDesc = prometheus.NewDesc("sallyport_ready", "1 if all checks of the service pass and the process is neither starting nor stopping.", []string{"service"}, nil)
 	checkDesc = prometheus.NewDesc("sallyport_check_passed", "1 if the check passed when it last ran.", []string{"service", "check"}, nil)
 )
 

@@ -13,9 +13,9 @@ import (
 )
 
 var (
-	svidDesc = prometheus.NewDesc("sallyport_svid_expiry_timestamp_seconds", "When the service's own SVID runs out.", nil, nil)
+	svidDesc = prometheus.NewDesc("sallyport_svid_expiry_timestamp_seconds", "When the service's own SVID ends.", nil, nil)
 	lifeDesc = prometheus.NewDesc("sallyport_svid_lifetime_seconds", "Whole life of the service's own SVID.", nil, nil)
-	caDesc   = prometheus.NewDesc("sallyport_svid_authority_expiry_timestamp_seconds", "When the first CA certificate runs out of those that the service's own SVID leads to.", nil, nil)
+	caDesc   = prometheus.NewDesc("sallyport_svid_authority_expiry_timestamp_seconds", "When the CA certificate behind the service's own SVID ends; of several, the first.", nil, nil)
 	caLife   = prometheus.NewDesc("sallyport_svid_authority_lifetime_seconds", "Whole life of that CA certificate.", nil, nil)
 )
 

@@ -54,7 +54,7 @@ func (s *Service) Survey(c Survey) error {
 	label := prometheus.Labels{"survey": c.Name}
 	return s.Register(&survey{
 		Survey: c, m: s.m, service: s.name,
-		failed: prometheus.NewDesc("sallyport_survey_failed", "1 if what the survey's metrics are read from did not answer in time or with an error; the metrics are then missing.", nil, label),
+		failed: prometheus.NewDesc("sallyport_survey_failed", "1 if the source of these metrics did not answer in time or gave an error; the metrics are then missing.", nil, label),
 	})
 }
 

@@ -18,9 +18,9 @@ func desc(name, help string) *prometheus.Desc {
 var (
 	records          = desc("records_total", "Records in the log.")
 	checkpointBehind = desc("checkpoint_behind_records", "Records that no signed checkpoint covers yet.")
-	checkpointTime   = desc("checkpoint_timestamp_seconds", "When the newest checkpoint was signed; it stands still while no records come.")
-	indexBehind      = desc("index_behind_records", "Records that are not in the search index yet and are looked for in the log itself: 255 at rest, some thousands at most.")
-	feedBehind       = desc("feed_behind_records", "Records that were not published on the subject of records yet.")
+	checkpointTime   = desc("checkpoint_timestamp_seconds", "When the newest checkpoint was signed; it does not change while no records come.")
+	indexBehind      = desc("index_behind_records", "Records that are not in the search index yet; a search reads them from the log itself. Up to 255 at rest, some thousands under load.")
+	feedBehind       = desc("feed_behind_records", "Records that are not yet published in the live feed.")
 )
 
 // show lets the monitor show the log, and checks that it can be written.

@@ -18,14 +18,14 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	agents       = desc("agents", "Agents by standing: enrolled or locked.", "state")
-	silent       = desc("agents_silent", "Enrolled agents of which nothing was heard for longer than agents.away_after.")
-	lastHeard    = desc("agent_longest_silent_timestamp_seconds", "When the enrolled agent was last heard of which nothing was heard for longest.")
+	agents       = desc("agents", "Agents by state: enrolled or locked.", "state")
+	silent       = desc("agents_silent", "Enrolled agents that were not heard for longer than agents.away_after.")
+	lastHeard    = desc("agent_longest_silent_timestamp_seconds", "When the longest silent of the enrolled agents was last heard.")
 	assignments  = desc("assignments", "Assignments by state, without the withdrawn.", "state")
-	longest      = desc("assignment_oldest_age_seconds", "How long the assignment has been in its state that has been in it for longest, for states that are not to last; 0 when none is.", "state")
-	due          = desc("renewals_due", "Renewals whose time has come and that have not begun.")
+	longest      = desc("assignment_oldest_age_seconds", "How long the oldest assignment has been in this state, for states that should not last; 0 when there is none.", "state")
+	due          = desc("renewals_due", "Renewals that are due and have not begun.")
 	overdue      = desc("renewals_overdue", "Certificates that should have been replaced by now, whether their renewal has begun or not.")
-	overdueSince = desc("renewals_overdue_oldest_seconds", "By how much the most overdue renewal has passed its latest moment; 0 when none is overdue.")
+	overdueSince = desc("renewals_overdue_oldest_seconds", "How long the most overdue renewal is past its latest moment; 0 when none is overdue.")
 )
 
 // under are the states that are not to last.
@@ -34,7 +34,7 @@ var under = []rollout.State{rollout.Planned, rollout.Assigned, rollout.Requested
 // show lets the monitor show the fleet and what is assigned to it.
 func (s *Service) show(streams *session.Streams) error {
 	connected := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "sallyport_deployer_agents_connected", Help: "Agents that have a stream open to this replica.",
+		Name: "sallyport_deployer_agents_connected", Help: "Agents that are connected to this replica.",
 	}, func() float64 { return float64(streams.Len()) })
 	if err := s.deps.Monitor.Register(connected); err != nil {
 		return err

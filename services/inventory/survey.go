@@ -19,10 +19,10 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 var (
 	findings = desc("findings_open", "Open findings by rule and severity.", "rule", "severity")
 	overdue  = desc("overdue_oldest_age_seconds", "How long the oldest open finding of the rule overdue has been open; 0 when none is.")
-	served   = desc("certificates_served", "Certificates seen served by some listener.")
-	present  = desc("certificates_present", "Certificates seen somewhere or assigned to some target.")
-	ends     = desc("served_first_expiry_timestamp_seconds", "When the first of the served certificates runs out, or ran out.")
-	behind   = desc("judgement_behind_seconds", "How long the first judgement is past its time that was not made yet; 0 when none is. A watch that sleeps shows here.")
+	served   = desc("certificates_served", "Certificates that some listener serves.")
+	present  = desc("certificates_present", "Certificates that were seen somewhere or are assigned to a target.")
+	ends     = desc("served_first_expiry_timestamp_seconds", "When the first of the served certificates ends, or ended.")
+	behind   = desc("judgement_behind_seconds", "How long the most overdue judgement is past its time; 0 when none is. It grows when the watch has stopped.")
 )
 
 // show lets the monitor show what was found.

@@ -17,11 +17,11 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	open    = desc("requests_open", "Requests that are not over, by state.", "state")
-	oldest  = desc("request_oldest_age_seconds", "Age of the oldest request in a state, since it was submitted; 0 when there is none.", "state")
-	trouble = desc("authority_trouble", "1 while an authority does not do its work.", "authority")
-	crlEnds = desc("crl_next_update_timestamp_seconds", "Until when the CRLs of an internal authority are good, the first of them to run out; when the authority was made, where one was never made.", "authority")
-	ends    = desc("authority_expiry_timestamp_seconds", "When the first of an authority's CA certificates runs out, where they are known.", "authority")
+	open    = desc("requests_open", "Requests that have not ended, by state.", "state")
+	oldest  = desc("request_oldest_age_seconds", "Time since the oldest request in this state was submitted; 0 when there is none.", "state")
+	trouble = desc("authority_trouble", "1 while the authority cannot be used.", "authority")
+	crlEnds = desc("crl_next_update_timestamp_seconds", "When the first of an internal authority's CRLs ends; if one was never made, when the authority was made.", "authority")
+	ends    = desc("authority_expiry_timestamp_seconds", "When the first of an authority's CA certificates ends, where they are known.", "authority")
 )
 
 // underWay are the states in which a request is not over.

@@ -26,11 +26,11 @@ const (
 func newMeters() *meters {
 	m := &meters{
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "sallyport_store_transaction_duration_seconds", Help: "Time of a transaction, waiting for its turn and for the disk included.",
+			Name: "sallyport_store_transaction_duration_seconds", Help: "Time of a transaction, including the wait for its turn and for the disk.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 5, 10},
 		}, []string{"kind"}),
 		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sallyport_store_failures_total", Help: "Transactions that failed because the storage did not do its work: full, broken or away.",
+			Name: "sallyport_store_failures_total", Help: "Transactions that failed because the storage was full, broken or away.",
 		}, []string{"kind"}),
 		group: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sallyport_store_commit_group_transactions", Help: "Transactions that shared one commit and its fsync (SQLite only).",

@@ -55,7 +55,7 @@ func Monitor(m *monitor.Service, w Monitored) error {
 
 func newPublished() *prometheus.CounterVec {
 	return prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "sallyport_events_published_total", Help: "Events that the broker has stored, by type: each state change and each denied call is one.",
+		Name: "sallyport_events_published_total", Help: "Events that the broker has stored, by type. Each state change and each denied call is an event.",
 	}, []string{"type"})
 }
 
@@ -91,10 +91,10 @@ func textOf(payload []byte, field protowire.Number) string {
 const maxCounted = 100_000
 
 var (
-	waitingDesc   = prometheus.NewDesc("sallyport_outbox_waiting_events", fmt.Sprintf("Events that wait to be published; %d stands for that many or more.", maxCounted), nil, nil)
-	oldestDesc    = prometheus.NewDesc("sallyport_outbox_oldest_waiting_age_seconds", "Age of the oldest event that waits to be published; 0 when none does.", nil, nil)
-	postponedDesc = prometheus.NewDesc("sallyport_inbox_postponed_events", fmt.Sprintf("Events that failed again and again and are tried until they can be handled; %d stands for that many or more.", maxCounted), nil, nil)
-	skippedDesc   = prometheus.NewDesc("sallyport_inbox_skipped_events", "Events that were skipped for ever because they can never be handled.", nil, nil)
+	waitingDesc   = prometheus.NewDesc("sallyport_outbox_waiting_events", fmt.Sprintf("Events that wait to be published; %d means that many or more.", maxCounted), nil, nil)
+	oldestDesc    = prometheus.NewDesc("sallyport_outbox_oldest_waiting_age_seconds", "Age of the oldest event that waits to be published; 0 when none waits.", nil, nil)
+	postponedDesc = prometheus.NewDesc("sallyport_inbox_postponed_events", fmt.Sprintf("Events that failed several times and are tried again until they succeed; %d means that many or more.", maxCounted), nil, nil)
+	skippedDesc   = prometheus.NewDesc("sallyport_inbox_skipped_events", "Events that can never be handled and were skipped for ever.", nil, nil)
 )
 
 // boxes surveys outbox and inbox.
@@ -152,10 +152,10 @@ func lag(w Monitored, durable string, subjects []string) monitor.Survey {
 	desc := func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc("sallyport_consumer_"+name, help, nil, prometheus.Labels{"consumer": durable})
 	}
-	pending := desc("pending_messages", "Messages at the broker that were not delivered to the consumer yet; replicas share a consumer and show the same.")
-	unacked := desc("unacknowledged_messages", "Messages that were delivered and not acknowledged yet.")
-	redelivered := desc("redelivered_messages", "Messages not acknowledged yet that were delivered more than once.")
-	unhandled := desc("oldest_unhandled_age_seconds", "Age of the oldest message that the consumer has not acknowledged, or of which an event is postponed; 0 when it has handled all.")
+	pending := desc("pending_messages", "Messages at the broker that are not delivered to the consumer yet; replicas share a consumer and show the same number.")
+	unacked := desc("unacknowledged_messages", "Messages that are delivered and not acknowledged yet.")
+	redelivered := desc("redelivered_messages", "Messages that were delivered more than once and are not acknowledged yet.")
+	unhandled := desc("oldest_unhandled_age_seconds", "Age of the oldest message that the consumer has not fully handled; 0 when it has handled all.")
 	metrics := []*prometheus.Desc{pending, unacked, redelivered, unhandled}
 	return monitor.Survey{Name: "consumer-" + durable, Metrics: metrics, Read: func(ctx context.Context, sheet *monitor.Sheet) error {
 		if !w.JS.Conn().IsConnected() {

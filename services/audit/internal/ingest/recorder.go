@@ -73,7 +73,7 @@ func NewRecorder(ctx context.Context, l *ledger.Ledger, s *store.Store, log *slo
 			Buckets: []float64{.01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 1800},
 		}),
 		last: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "sallyport_audit_last_record_delay_seconds", Help: "The same of the last record alone.",
+			Name: "sallyport_audit_last_record_delay_seconds", Help: "Time from the event of the newest record to that record being in the log.",
 		}),
 	}
 	if err := r.check(ctx); err != nil {
