@@ -137,7 +137,7 @@ func (d *Daemons) StartOne(service string) error {
 	case "issuer":
 		text += fmt.Sprintf("key_encryption_key: %q\npeers: {inventory: %q}\n", filepath.Join(dir, "kek"), d.At["inventory"])
 	case "audit":
-		text += fmt.Sprintf("directory: %q\n", filepath.Join(dir, "log"))
+		text += fmt.Sprintf("directory: %q\n", dir)
 	}
 	file := filepath.Join(dir, "config.yaml")
 	if err := os.WriteFile(file, []byte(text+d.config[""]+d.config[service]), 0o600); err != nil {

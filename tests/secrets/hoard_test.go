@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -118,6 +117,7 @@ func (h *hoard) all() []secret {
 // watch looks at key files, and at all processes there are, until stop.
 func (h *hoard) watch() {
 	h.wg.Go(func() {
+		read, looked := map[string]string{}, map[string]int{}
 		for {
 			select {
 			case <-h.done:
@@ -128,11 +128,12 @@ func (h *hoard) watch() {
 			files := h.files
 			h.mu.Unlock()
 			for _, f := range files {
-				if text, err := os.ReadFile(f.path); err == nil {
+				if text, err := os.ReadFile(f.path); err == nil && string(text) != read[f.path] {
+					read[f.path] = string(text)
 					_ = h.addFile(f, text) // half written
 				}
 			}
-			h.look()
+			h.look(looked)
 		}
 	})
 }
@@ -162,15 +163,27 @@ func (h *hoard) addFile(f keyFile, text []byte) error {
 	return h.addKey(f.kind, f.name, record.Key)
 }
 
-// look notes what every process was started with. The namespace has none but those of this run.
-func (h *hoard) look() {
-	for _, what := range []string{"cmdline", "environ"} {
-		paths, err := filepath.Glob("/proc/[0-9]*/" + what)
-		if err != nil {
-			panic(err) // the pattern
+// look notes what every process was started with. The namespace has none but those of this package. One that is new is looked at
+// again and again, until it is surely the program that it was started for.
+func (h *hoard) look(looked map[string]int) {
+	dir, err := os.Open("/proc")
+	if err != nil {
+		return // out of files for a moment
+	}
+	defer dir.Close()
+	pids, err := dir.Readdirnames(-1)
+	if err != nil {
+		return
+	}
+	for _, pid := range pids {
+		if pid[0] < '0' || pid[0] > '9' {
+			continue
 		}
-		for _, path := range paths {
-			if text, err := os.ReadFile(path); err == nil {
+		if looked[pid]++; looked[pid] > 40 && looked[pid]%40 != 0 {
+			continue
+		}
+		for _, what := range []string{"cmdline", "environ"} {
+			if text, err := os.ReadFile("/proc/" + pid + "/" + what); err == nil {
 				h.mu.Lock()
 				h.started[string(text)] = true
 				h.mu.Unlock()
@@ -180,11 +193,11 @@ func (h *hoard) look() {
 }
 
 // ran says whether a process with these words in its arguments was seen.
-func (h *hoard) ran(words ...string) bool {
+func (h *hoard) ran(words string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for text := range h.started {
-		if all := strings.ReplaceAll(text, "\x00", " "); strings.Contains(all, strings.Join(words, " ")) {
+		if all := strings.ReplaceAll(text, "\x00", " "); strings.Contains(all, words) {
 			return true
 		}
 	}

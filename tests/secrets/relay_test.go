@@ -22,9 +22,15 @@ import (
 // relay stands between clients and a server and keeps all that both say, in the clear: it ends the clients' TLS with a
 // certificate that they take for the server's, and speaks to the server with the certificate that the client has shown.
 type relay struct {
-	listener net.Listener
+	// medium is what it overhears. What services say is peers, if there is such a thing.
+	medium, peers string
+	listener      net.Listener
+	// upstream is the server's address, or the path of its socket.
 	upstream string
-	server   *tls.Config
+	// server is nil for what is said without TLS.
+	server *tls.Config
+	// greets says that the server begins with a line in the clear, as NATS does, and then wants TLS.
+	greets bool
 	// client gives the key pair of a client that has shown this leaf; nil takes clients without.
 	client func(leaf []byte) (*tls.Certificate, error)
 
@@ -35,6 +41,7 @@ type relay struct {
 
 // talk is one connection.
 type talk struct {
+	medium   string
 	protocol string
 	sent     bytes.Buffer // by the client
 	received bytes.Buffer
@@ -65,32 +72,27 @@ func (r *relay) stop() {
 }
 
 // pass lets one connection through. What goes wrong ends it, as any broken connection would.
-func (r *relay) pass(raw net.Conn) {
-	defer raw.Close()
-	client := tls.Server(raw, r.server)
-	_ = raw.SetDeadline(time.Now().Add(time.Minute))
-	if client.Handshake() != nil {
-		return
+func (r *relay) pass(client net.Conn) {
+	defer client.Close()
+	network := "tcp"
+	if strings.HasPrefix(r.upstream, "/") {
+		network = "unix"
 	}
-	state := client.ConnectionState()
-	config := &tls.Config{
-		MinVersion: tls.VersionTLS12, ServerName: state.ServerName, InsecureSkipVerify: true, //nolint:gosec // this is the man in the middle
-		NextProtos: []string{state.NegotiatedProtocol},
-	}
-	if len(state.PeerCertificates) > 0 {
-		cert, err := r.client(state.PeerCertificates[0].Raw)
-		if err != nil {
-			return
-		}
-		config.Certificates = []tls.Certificate{*cert}
-	}
-	server, err := tls.Dial("tcp", r.upstream, config)
+	server, err := net.Dial(network, r.upstream)
 	if err != nil {
 		return
 	}
 	defer server.Close()
-	_ = raw.SetDeadline(time.Time{})
-	of := &talk{protocol: state.NegotiatedProtocol}
+	of := &talk{medium: r.medium}
+	if r.server != nil {
+		_ = client.SetDeadline(time.Now().Add(time.Minute))
+		inClient, inServer, err := r.inside(of, client, server)
+		if err != nil {
+			return
+		}
+		_ = client.SetDeadline(time.Time{})
+		client, server = inClient, inServer
+	}
 	r.mu.Lock()
 	r.talks = append(r.talks, of)
 	r.mu.Unlock()
@@ -100,8 +102,48 @@ func (r *relay) pass(raw net.Conn) {
 	both.Wait()
 }
 
+// inside has TLS with both, and gives what is in there.
+func (r *relay) inside(of *talk, client, server net.Conn) (inClient, inServer net.Conn, err error) {
+	if r.greets {
+		for last := []byte{0}; last[0] != '\n'; { // byte by byte: what follows is TLS
+			if _, err := server.Read(last); err != nil {
+				return nil, nil, err
+			}
+			of.received.Write(last)
+		}
+		if _, err := client.Write(of.received.Bytes()); err != nil {
+			return nil, nil, err
+		}
+	}
+	in := tls.Server(client, r.server)
+	if err := in.Handshake(); err != nil {
+		return nil, nil, err
+	}
+	state := in.ConnectionState()
+	of.protocol = state.NegotiatedProtocol
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12, ServerName: state.ServerName, InsecureSkipVerify: true, //nolint:gosec // this is the man in the middle
+	}
+	if of.protocol != "" {
+		config.NextProtos = []string{of.protocol}
+	}
+	if len(state.PeerCertificates) > 0 {
+		leaf := state.PeerCertificates[0]
+		cert, err := r.client(leaf.Raw)
+		if err != nil {
+			return nil, nil, err
+		}
+		config.Certificates = []tls.Certificate{*cert}
+		if r.peers != "" && len(leaf.URIs) == 1 && strings.HasPrefix(leaf.URIs[0].Path, "/service/") {
+			of.medium = r.peers
+		}
+	}
+	out := tls.Client(server, config)
+	return in, out, out.Handshake()
+}
+
 // copy passes on what from says, and keeps it first. When one side ends, so does the other.
-func (r *relay) copy(keep *bytes.Buffer, to, from *tls.Conn) {
+func (r *relay) copy(keep *bytes.Buffer, to, from net.Conn) {
 	defer to.Close()
 	buffer := make([]byte, 16<<10)
 	for {
@@ -121,33 +163,49 @@ type part struct {
 	data  []byte
 }
 
-// said gives all that was said so far.
-func (r *relay) said() ([]part, error) {
+// said gives all that was said so far, by medium.
+func (r *relay) said(each func(medium string) func(part) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var all []part
 	for _, of := range r.talks {
-		if of.protocol != "h2" {
-			for _, side := range []*bytes.Buffer{&of.sent, &of.received} {
-				all = append(all, part{"HTTP/1.1", bytes.Clone(side.Bytes())}, part{"JWS", decoded(side.Bytes())})
+		all, err := of.parts()
+		if err != nil {
+			return err
+		}
+		for _, p := range all {
+			if err := each(of.medium)(p); err != nil {
+				return err
 			}
-			continue
 		}
-		calls := map[uint32]string{}
-		sent, ok := bytes.CutPrefix(of.sent.Bytes(), []byte(http2.ClientPreface))
-		if !ok {
-			return nil, errors.New("a connection does not begin as HTTP/2 does")
-		}
-		for _, side := range []struct {
-			name string
-			data []byte
-		}{{"request", sent}, {"response", of.received.Bytes()}} {
-			parts, err := messages(side.name, side.data, calls)
-			if err != nil {
-				return nil, err
+	}
+	return nil
+}
+
+func (of *talk) parts() ([]part, error) {
+	var all []part
+	if of.protocol != "h2" {
+		for _, side := range []*bytes.Buffer{&of.sent, &of.received} {
+			all = append(all, part{of.protocol, bytes.Clone(side.Bytes())})
+			if of.protocol == "http/1.1" {
+				all = append(all, part{"JWS", decoded(side.Bytes())})
 			}
-			all = append(all, parts...)
 		}
+		return all, nil
+	}
+	calls := map[uint32]string{}
+	sent, ok := bytes.CutPrefix(of.sent.Bytes(), []byte(http2.ClientPreface))
+	if !ok && of.sent.Len() >= len(http2.ClientPreface) {
+		return nil, errors.New("a connection does not begin as HTTP/2 does")
+	}
+	for _, side := range []struct {
+		name string
+		data []byte
+	}{{"request", sent}, {"response", of.received.Bytes()}} {
+		parts, err := messages(side.name, side.data, calls)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, parts...)
 	}
 	return all, nil
 }

@@ -46,25 +46,40 @@ const (
 	inProcess  = "process"
 	inCall     = "call"      // between agents or operators and the control plane
 	inACME     = "ACME call" // between the issuer and its CA
+	// Of four daemons.
+	inPeerCall  = "call between daemons"
+	inStatement = "database connection" // what daemons and PostgreSQL say to each other
+	inBroker    = "broker connection"
 )
 
 // place is where a kind of secret may be, and why.
 type place struct{ kind, medium, place, why string }
 
-// allowed is all such places. Each is needed.
+// allowed is all such places, but those of one kind of control plane. Each is needed.
 var allowed = []place{
 	{"host key", inFile, "shop-nginx/tls/site.key", "the server reads it"},
 	{"host key", inFile, "desk-nginx/tls/site.key", "the server reads it"},
 	{"host key", inFile, "till-haproxy/tls/site.pem", "haproxy wants key and certificate in one file"},
 	{"agent key", inFile, "*/state/identity/current", "the agent's own"},
 	{"operator key", inFile, "control/operator/svid-key.pem", "the operator's own"},
-	{"service key", inFile, "relay-*/svid-key.pem", "made for this test, by which the relay passes for the control plane"},
 	{"MAC key", inFile, "control/secrets/*-mac", "where the operator puts it"},
-	{"key-encryption key", inFile, "control/kek", "all else is sealed with it"},
 	{"checkpoint key", inFile, "control/audit/checkpoint.key", "signs the log"},
 	{"join token", inFile, "*.token", "where the operator has put it for the agent"},
 	{"join token", inCall, "sallyport.deployer.v1.DeployerService/CreateJoinToken response", "shown this once"},
 	{"join token", inCall, "sallyport.agent.v1.AgentService/Enroll request", "proves that the agent is let in"},
+}
+
+// allowedInServe is for serve alone.
+var allowedInServe = []place{
+	{"service key", inFile, "relay-*/svid-key.pem", "made for this test, by which the relay passes for the control plane"},
+	{"key-encryption key", inFile, "control/kek", "all else is sealed with it"},
+}
+
+// allowedInDaemons is for the four daemons alone.
+var allowedInDaemons = []place{
+	{"service key", inFile, "control/*/svid-key.pem", "the daemon's own, or the broker's"},
+	{"key-encryption key", inFile, "control/issuer/kek", "all else is sealed with it"},
+	{"trust root", inFile, "control/trust/root-key.pem", "signs the identities of agents"},
 }
 
 // wanted is how many secrets of a kind a run has at least.
@@ -81,15 +96,18 @@ type leak struct {
 	media  []string
 }
 
-// planted are the leaks, each in another form.
-var planted = map[string]leak{
-	"contact":     plant(hex.EncodeToString, inFile, inDatabase, inCall, inACME),                                 // of an account at a CA
-	"key id":      plant(hex.EncodeToString, inFile, inDatabase, inCall, inACME),                                 // of the same: said in a signed text within a signed text
-	"report":      plant(pkcs8PEM, inFile, inDatabase, inEvent, inRecord, inCall),                                // why an assignment has failed
-	"sighting":    plant(func(b []byte) string { return string(b) }, inFile, inEvent, inCall),                    // what a scan has seen
-	"host name":   plant(func(b []byte) string { return strings.ToUpper(hex.EncodeToString(b)) }, inLog, inCall), // refused, and logged
-	"argument":    plant(base64.StdEncoding.EncodeToString, inProcess),
-	"environment": plant(base64.RawURLEncoding.EncodeToString, inProcess),
+// leaks are those of a run, each in another form.
+func leaks() map[string]leak {
+	return map[string]leak{
+		"contact":     plant(hex.EncodeToString, inFile, inDatabase, inCall, inACME, inStatement),                                 // of an account at a CA
+		"key id":      plant(hex.EncodeToString, inFile, inDatabase, inCall, inACME, inStatement),                                 // of the same: said in a signed text within a signed text
+		"report":      plant(pkcs8PEM, inFile, inDatabase, inEvent, inRecord, inCall, inStatement, inBroker),                      // why an assignment has failed
+		"sighting":    plant(func(b []byte) string { return string(b) }, inFile, inEvent, inCall, inStatement, inBroker),          // what a scan has seen
+		"host name":   plant(func(b []byte) string { return strings.ToUpper(hex.EncodeToString(b)) }, inLog, inCall),              // refused, and logged
+		"purpose":     plant(base64.RawURLEncoding.EncodeToString, inFile, inDatabase, inCall, inPeerCall, inStatement, inBroker), // of an identity, about which daemons ask each other
+		"argument":    plant(base64.StdEncoding.EncodeToString, inProcess),
+		"environment": plant(base64.RawURLEncoding.EncodeToString, inProcess),
+	}
 }
 
 func plant(write func([]byte) string, media ...string) leak {
@@ -112,9 +130,22 @@ func pkcs8PEM(scalar []byte) string {
 }
 
 // TestSecrets: a CA of our own and one by ACME with its account bound, three hosts, renewals of certificates and of an
-// identity, and things that go wrong.
+// identity, and things that go wrong, with `sallyport serve`.
 func TestSecrets(t *testing.T) {
-	s := newSite(t)
+	t.Parallel()
+	newSite(t).keeps(t, "sallyport serve")
+}
+
+// TestSecretsOfDaemons is TestSecrets with four daemons, a broker of their own and PostgreSQL, and with all that they say to each
+// other and to those two.
+func TestSecretsOfDaemons(t *testing.T) {
+	t.Parallel()
+	newDaemons(t).keeps(t, "sallyport-inventory", "sallyport-issuer", "sallyport-deployer", "sallyport-audit", "postgres")
+}
+
+// keeps lives, and looks whether all secrets are kept. The programs are those of the control plane.
+func (s *site) keeps(t *testing.T, programs ...string) {
+	t.Helper()
 	s.live(t)
 	s.leak(t)
 	s.open(t)
@@ -129,12 +160,12 @@ func TestSecrets(t *testing.T) {
 			t.Errorf("only %d of the kind %s are known, want %d", n, kind, want)
 		}
 	}
-	for _, words := range [][]string{{"sallyport", "serve"}, {"sallyport-agent", "run"}, {"nginx"}, {"haproxy"}} {
-		if !s.ran(words...) {
+	for _, words := range append(programs, "sallyport-agent run", "nginx", "haproxy") {
+		if !s.ran(words) {
 			t.Errorf("no process was seen that runs %s", words)
 		}
 	}
-	judge(t, s.search(t))
+	s.judge(t, s.search(t))
 }
 
 // live is a run.
@@ -190,7 +221,7 @@ func (s *site) live(t *testing.T) {
 // leak leaks what was planted.
 func (s *site) leak(t *testing.T) {
 	t.Helper()
-	for _, p := range planted {
+	for _, p := range s.planted {
 		s.add(p.secret)
 	}
 	desk := s.hosts[1]
@@ -209,20 +240,20 @@ func (s *site) leak(t *testing.T) {
 	must(t, desk.Stop())
 	ok(agent.ReportAssignment(t.Context(), &agentv1.ReportAssignmentRequest{
 		ReportId: "leak", Assignment: a.GetId(), Generation: a.GetGeneration(), Attempt: a.GetAttempt(),
-		Outcome: agentv1.Outcome_OUTCOME_BROKEN, Message: planted["report"].text,
+		Outcome: agentv1.Outcome_OUTCOME_BROKEN, Message: s.planted["report"].text,
 	}))(t)
 	ok(agent.ReportObservation(t.Context(), &agentv1.ReportObservationRequest{ScanId: "leak", ScanComplete: true, Sightings: []*eventv1.Sighting{
-		{Role: eventv1.SightingRole_SIGHTING_ROLE_FILE, Location: "/leak", Chain: [][]byte{[]byte(planted["sighting"].text)}},
+		{Role: eventv1.SightingRole_SIGHTING_ROLE_FILE, Location: "/leak", Chain: [][]byte{[]byte(s.planted["sighting"].text)}},
 	}}))(t)
 	key := ok(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
-	_, err := agent.Enroll(t.Context(), &agentv1.EnrollRequest{TokenId: "leak", TokenSecret: make([]byte, 32), Host: planted["host name"].text,
+	_, err := agent.Enroll(t.Context(), &agentv1.EnrollRequest{TokenId: "leak", TokenSecret: make([]byte, 32), Host: s.planted["host name"].text,
 		Csr: ok(x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key))(t)})
 	if status.Code(err) != codes.InvalidArgument {
 		t.Errorf("enrolling under a strange name: %v", err)
 	}
-	leaky := ok(s.Start(lab.Command{Name: "leaky", Path: "/bin/sh", Args: []string{"-c", "sleep 60", planted["argument"].text}, Env: []string{"LEAK=" + planted["environment"].text}}))(t)
+	leaky := ok(s.Start(lab.Command{Name: "leaky", Path: "/bin/sh", Args: []string{"-c", "sleep 60", s.planted["argument"].text}, Env: []string{"LEAK=" + s.planted["environment"].text}}))(t)
 	s.await(t, "the leaky process to be seen", func() error {
-		if !s.ran(planted["argument"].text) || !s.ran(planted["environment"].text) {
+		if !s.ran(s.planted["argument"].text) || !s.ran(s.planted["environment"].text) {
 			return errors.New("not yet")
 		}
 		return nil
@@ -274,22 +305,24 @@ func (s *site) search(t *testing.T) []finding {
 	for _, h := range s.hosts {
 		must(t, h.Stop())
 	}
-	must(t, s.plane.Stop())
+	must(t, s.stop())
 	must(t, s.files(inFile, in(inFile)))
 	must(t, s.files(inLog, in(inLog)))
 	must(t, s.databases(t.Context(), in(inDatabase)))
 	must(t, s.messages(t.Context(), in(inEvent)))
 	must(t, s.commands(in(inProcess)))
 	calls := map[string]bool{}
-	for medium, relay := range map[string]*relay{inCall: s.grpc, inACME: s.acme} {
-		for _, p := range ok(relay.said())(t) {
-			must(t, in(medium)(p))
-			calls[p.place] = true
-		}
+	for _, relay := range s.relays {
+		must(t, relay.said(func(medium string) func(part) error {
+			return func(p part) error {
+				calls[medium+" "+p.place] = true
+				return in(medium)(p)
+			}
+		}))
 	}
 	for _, method := range []string{"Enroll", "RenewIdentity", "Subscribe", "SubmitCSR", "ReportAssignment", "ReportChallenge", "ReportObservation"} {
 		for _, side := range []string{"request", "response"} {
-			if place := "sallyport.agent.v1.AgentService/" + method + " " + side; !calls[place] {
+			if place := inCall + " sallyport.agent.v1.AgentService/" + method + " " + side; !calls[place] {
 				t.Errorf("no %s was overheard", place)
 			}
 		}
@@ -299,8 +332,9 @@ func (s *site) search(t *testing.T) []finding {
 }
 
 // judge wants every leak to be found where it was planted, and every other secret nowhere but where it may be.
-func judge(t *testing.T, all []finding) {
+func (s *site) judge(t *testing.T, all []finding) {
 	t.Helper()
+	allowed := slices.Concat(allowed, s.allowed)
 	used := make([]bool, len(allowed))
 	for _, f := range all {
 		if f.secret.kind == "leak" {
@@ -321,8 +355,11 @@ func judge(t *testing.T, all []finding) {
 			t.Errorf("no %s is in the %s %s: the list allows too much", a.kind, a.medium, a.place)
 		}
 	}
-	for name, leak := range planted {
+	for name, leak := range s.planted {
 		for _, medium := range leak.media {
+			if s.daemons == nil && slices.Contains([]string{inPeerCall, inStatement, inBroker}, medium) {
+				continue // it is all one process
+			}
 			if !slices.ContainsFunc(all, func(f finding) bool { return f.secret == leak.secret && f.medium == medium }) {
 				t.Errorf("the leak by %s is not found in any %s", name, medium)
 			}

@@ -31,24 +31,22 @@ const ground = "/mnt"
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	_ = flag.Set("test.parallel", "4") // they wait for agents
 	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, m.Run))
 }
 
 // patience is how long anything may take before it counts as never.
 const patience = 90 * time.Second
 
-// config makes the loops quick, and lets the program say all it has to say.
-const config = `
-log: {level: debug}
-deployer:
-  agents: {heartbeat_interval: 1s, away_after: 1m, scan_interval: 1s}
-  rollout: {retry_after: [500ms], ask_issuer_every: 1s, check_every: 5s}
-issuer:
-  identity_max_age: 100ms
-  orders: {poll: 100ms, poll_max: 500ms, network: 200ms, network_max: 1s, validation: [300ms, 600ms, 1s], claim: 6s, pass: 1s, host_patience: 5s}
-  renewal_info: {every: 1s, least: 500ms, most: 2s, retry: 500ms}
-audit: {checkpoint_interval: 100ms}
-`
+// config makes the loops quick, and lets the programs say all they have to say. It is by service; that of "" is for all.
+var config = map[string]string{
+	"":         "log: {level: debug}\n",
+	"deployer": "agents: {heartbeat_interval: 1s, away_after: 1m, scan_interval: 1s}\nrollout: {retry_after: [500ms], ask_issuer_every: 1s, check_every: 5s}\n",
+	"issuer": "identity_max_age: 100ms\n" +
+		"orders: {poll: 100ms, poll_max: 500ms, network: 200ms, network_max: 1s, validation: [300ms, 600ms, 1s], claim: 6s, pass: 1s, host_patience: 5s}\n" +
+		"renewal_info: {every: 1s, least: 500ms, most: 2s, retry: 500ms}\n",
+	"audit": "checkpoint_interval: 100ms\n",
+}
 
 // Keys that accounts are bound to CAs with (RFC 8555 section 7.3.4). The second is not written as it must be.
 const (
@@ -62,10 +60,14 @@ type site struct {
 	*hoard
 	plane    *lab.Plane
 	deployer deployerv1.DeployerServiceClient
-	grpc     *relay // between agents or operators and the control plane
-	acme     *relay // between the issuer and its CA
-	contexts string // the operator's, with the relay as server
+	daemons  *lab.Daemons // nil: the control plane is serve
+	dsn      string       // of the daemons' database
+	grpc     *relay       // between agents and the control plane
+	relays   []*relay     // all there are
+	contexts string       // the operator's, with relays as servers
 	hosts    []*host
+	planted  map[string]leak
+	allowed  []place // besides those that are always allowed
 
 	challenges string // where the CA fetches what a host answers
 }
@@ -76,55 +78,128 @@ type host struct {
 	server *lab.Site
 }
 
+// newSite starts serve.
 func newSite(t *testing.T) *site {
+	t.Helper()
+	s := newLab(t)
+	s.allowed = allowedInServe
+	text := config[""]
+	for _, service := range []string{"deployer", "issuer", "audit"} {
+		text += service + ":\n  " + strings.ReplaceAll(strings.TrimSpace(config[service]), "\n", "\n  ") + "\n"
+	}
+	s.plane = ok(s.Serve(t.Context(), "control", lab.ServeOptions{Config: text}))(t)
+	services := map[string]*tls.Certificate{}
+	for _, name := range lab.Services {
+		out := filepath.Join(s.Dir, "relay-"+name)
+		ok(s.plane.Do(t.Context(), "trust", "issue", "service/"+name, "--data", s.plane.Data, "--out", out))(t)
+		services[name] = s.serviceIn(t, name, out)
+	}
+	s.grpc = s.relay(t, &relay{medium: inCall, upstream: s.plane.Address, server: passFor(services)})
+	s.contexts = filepath.Join(s.Dir, "contexts.yaml")
+	must(t, os.WriteFile(s.contexts, fmt.Appendf(nil, "current_context: relay\ncontexts: [{name: relay, server: %q, identity: %q}]\n",
+		s.grpc.address(), s.plane.Operator()), 0o600))
+	return s.begin(t)
+}
+
+// newDaemons starts the four daemons, with a relay before each of them, before the broker and before the database.
+func newDaemons(t *testing.T) *site {
+	t.Helper()
+	s := newLab(t)
+	s.allowed = allowedInDaemons
+	own := map[string]string{"issuer": fmt.Sprintf("secrets_dir: %q\n", filepath.Join(s.Dir, "control/secrets"))}
+	for service, text := range config {
+		own[service] += text
+	}
+	// The database's own files are another machine's: what is in there is what its tables have, and what was said to it.
+	s.dsn = ok(s.Postgres(t.Context(), "postgres"))(t)
+	socket := filepath.Join(strings.TrimPrefix(strings.Fields(s.dsn)[0], "host="), ".s.PGSQL.5432")
+	statements := s.relay(t, &relay{medium: inStatement, upstream: socket})
+	address, port, _ := strings.Cut(statements.address(), ":")
+	s.daemons = ok(s.NewDaemons(t.Context(), "control", lab.DaemonsOptions{Config: own,
+		DSN: fmt.Sprintf("host=%s port=%s user=postgres sslmode=disable dbname=postgres", address, port)}))(t)
+	s.plane = s.daemons.Plane
+	must(t, os.Mkdir(filepath.Join(s.plane.Data, "secrets"), 0o700))
+	for _, name := range append([]string{"nats"}, lab.Services...) {
+		r := &relay{medium: inCall, peers: inPeerCall, upstream: s.plane.At[name]}
+		pair := s.serviceIn(t, name, s.daemons.Folder(name))
+		r.server = passFor(map[string]*tls.Certificate{name: pair})
+		if name == "nats" {
+			r.medium, r.peers, r.greets = inBroker, "", true
+			r.server = &tls.Config{MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, Certificates: []tls.Certificate{*pair}, SessionTicketsDisabled: true}
+		}
+		s.plane.At[name] = s.relay(t, r).address()
+		if name == "deployer" {
+			s.grpc = r
+		}
+	}
+	s.from("operator key", "admin", filepath.Join(s.plane.Operator(), identity.FileKey))
+	must(t, s.daemons.Start(t.Context()))
+	s.contexts = filepath.Join(s.plane.Operator(), "config.yaml")
+	return s.begin(t)
+}
+
+func newLab(t *testing.T) *site {
 	t.Helper()
 	dir, err := os.MkdirTemp(ground, "")
 	must(t, err)
-	s := &site{Lab: lab.New(dir, bin(t)), hoard: newHoard()}
+	s := &site{Lab: lab.New(dir, bin(t)), hoard: newHoard(), planted: leaks()}
 	t.Cleanup(func() {
-		for _, p := range s.processes() {
-			if t.Failed() {
-				lines := strings.Split(strings.TrimSpace(p.Output()), "\n")
-				t.Logf("--- %s\n%s", p.Name, strings.Join(lines[max(0, len(lines)-30):], "\n"))
+		if t.Failed() {
+			logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
+			for _, path := range logs {
+				text, _ := os.ReadFile(path)
+				lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+				t.Logf("--- %s\n%s", filepath.Base(path), strings.Join(lines[max(0, len(lines)-30):], "\n"))
 			}
 		}
 		s.Close()
 	})
 	s.watch()
 	s.OnClose(s.hoard.stop)
-	s.plane = ok(s.Serve(t.Context(), "control", lab.ServeOptions{Config: config}))(t)
-	s.deployer = deployerv1.NewDeployerServiceClient(ok(s.plane.Dial("deployer"))(t))
+	return s
+}
+
+// begin has a control plane that runs, and gives it its CAs.
+func (s *site) begin(t *testing.T) *site {
+	t.Helper()
 	s.from("operator key", "admin", filepath.Join(s.plane.Operator(), identity.FileKey))
-	s.relayCalls(t)
+	s.deployer = deployerv1.NewDeployerServiceClient(ok(s.plane.Dial("deployer"))(t))
 	s.relayACME(t)
 	return s
 }
 
-func (s *site) processes() []*lab.Process {
-	var all []*lab.Process
-	for _, h := range s.hosts {
-		all = append(all, h.Process, h.server.Process)
+// stop ends the control plane in good order.
+func (s *site) stop() error {
+	if s.daemons != nil {
+		return s.daemons.Stop()
 	}
-	if s.plane != nil {
-		all = append(all, s.plane.Process)
-	}
-	return all
+	return s.plane.Stop()
 }
 
-// relayCalls puts a relay before the control plane. It can pass for it only with what the trust domain's root has signed.
-func (s *site) relayCalls(t *testing.T) {
+// relay puts a relay before a server.
+func (s *site) relay(t *testing.T, r *relay) *relay {
 	t.Helper()
-	services := map[string]*tls.Certificate{}
-	for _, name := range []string{"deployer", "issuer", "inventory", "audit"} {
-		out := filepath.Join(s.Dir, "relay-"+name)
-		ok(s.plane.Do(t.Context(), "trust", "issue", "service/"+name, "--data", s.plane.Data, "--out", out))(t)
-		pair := ok(tls.LoadX509KeyPair(filepath.Join(out, identity.FileSVID), filepath.Join(out, identity.FileKey)))(t)
-		root, _ := pem.Decode(ok(os.ReadFile(filepath.Join(out, identity.FileBundle)))(t))
-		pair.Certificate = append(pair.Certificate, root.Bytes) // as the control plane does, for the first contact
-		services[name] = &pair
-		s.from("service key", name, filepath.Join(out, identity.FileKey))
-	}
-	s.grpc = &relay{upstream: s.plane.Address, client: s.pair, server: &tls.Config{
+	r.client = s.pair
+	r.listen(t)
+	s.OnClose(r.stop)
+	s.relays = append(s.relays, r)
+	return r
+}
+
+// serviceIn is what a service shows that has its identity in the folder. One can pass for it only with what the trust domain's root
+// has signed.
+func (s *site) serviceIn(t *testing.T, name, dir string) *tls.Certificate {
+	t.Helper()
+	pair := ok(tls.LoadX509KeyPair(filepath.Join(dir, identity.FileSVID), filepath.Join(dir, identity.FileKey)))(t)
+	root, _ := pem.Decode(ok(os.ReadFile(filepath.Join(dir, identity.FileBundle)))(t))
+	pair.Certificate = append(pair.Certificate, root.Bytes) // as the control plane does, for the first contact
+	s.from("service key", name, filepath.Join(dir, identity.FileKey))
+	return &pair
+}
+
+// passFor is the TLS of a server with these services.
+func passFor(services map[string]*tls.Certificate) *tls.Config {
+	return &tls.Config{
 		MinVersion: tls.VersionTLS13, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2"}, SessionTicketsDisabled: true,
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			name, _ := strings.CutSuffix(hello.ServerName, rpc.ServerNameSuffix)
@@ -133,29 +208,23 @@ func (s *site) relayCalls(t *testing.T) {
 			}
 			return services[name], nil
 		},
-	}}
-	s.grpc.listen(t)
-	s.OnClose(s.grpc.stop)
-	s.contexts = filepath.Join(s.Dir, "contexts.yaml")
-	must(t, os.WriteFile(s.contexts, fmt.Appendf(nil, "current_context: relay\ncontexts: [{name: relay, server: %q, identity: %q}]\n",
-		s.grpc.address(), s.plane.Operator()), 0o600))
+	}
 }
 
 // relayACME starts a CA that wants its accounts bound, with a relay before it, and the authority "public".
 func (s *site) relayACME(t *testing.T) {
 	t.Helper()
 	port := ok(lab.FreePort())(t)
-	ca := ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, EABKeys: map[string]string{planted["key id"].text: mac}, AdviceEvery: time.Second}))(t)
+	ca := ok(pebbletest.Start(pebbletest.Options{HTTPPort: port, EABKeys: map[string]string{s.planted["key id"].text: mac}, AdviceEvery: time.Second}))(t)
 	s.OnClose(ca.Close)
 	own, key := filepath.Join(s.Dir, "relay-acme.pem"), filepath.Join(s.Dir, "relay-acme.key")
 	must(t, lab.SelfSigned("localhost", own, key))
 	pair := ok(tls.LoadX509KeyPair(own, key))(t)
 	directory := strings.TrimPrefix(ca.Directory(), "https://")
 	address, path, _ := strings.Cut(directory, "/")
-	s.acme = &relay{upstream: address, server: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, Certificates: []tls.Certificate{pair}}}
-	s.acme.listen(t)
-	s.OnClose(s.acme.stop)
-	_, relayPort, _ := strings.Cut(s.acme.address(), ":")
+	acme := s.relay(t, &relay{medium: inACME, upstream: address,
+		server: &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, Certificates: []tls.Certificate{pair}}})
+	_, relayPort, _ := strings.Cut(acme.address(), ":")
 
 	secrets := filepath.Join(s.plane.Data, "secrets")
 	must(t, os.MkdirAll(secrets, 0o700))
@@ -167,10 +236,10 @@ func (s *site) relayACME(t *testing.T) {
 	bundle := strings.ReplaceAll(strings.TrimSpace(string(ok(os.ReadFile(own))(t))), "\n", "\n    ")
 	authority := func(name, mac, contact string) string {
 		return fmt.Sprintf("kind: Authority\nname: %s\nacme:\n  directory: https://localhost:%s/%s\n  contacts: [%q]\n  eab_key_id: %q\n  eab_key_secret: %s\n  terms_agreed: true\n  ca_bundle_pem: |\n    %s\n",
-			name, relayPort, path, contact, planted["key id"].text, mac, bundle)
+			name, relayPort, path, contact, s.planted["key id"].text, mac, bundle)
 	}
 	s.apply(t, "kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n", profile("corp", "corp", "ecdsa-p256", "lifetime: 90d"),
-		profile("old", "corp", "rsa-2048", "lifetime: 90d"), authority("public", "public-mac", "mailto:"+planted["contact"].text+"@example.com"),
+		profile("old", "corp", "rsa-2048", "lifetime: 90d"), authority("public", "public-mac", "mailto:"+s.planted["contact"].text+"@example.com"),
 		profile("public", "public", "ecdsa-p256", "acme_profile: default"))
 	// One that cannot work says why, without the key.
 	r := s.cli(t, "apply", "-f", s.write(t, "crooked.yaml", authority("crooked", "crooked-mac", "mailto:pki@example.com")))
@@ -266,7 +335,7 @@ func (s *site) token(t *testing.T, host string) string {
 // deploy gives the host a certificate of the profile.
 func (s *site) deploy(t *testing.T, h *host, profile, connector string, settings map[string]string) {
 	t.Helper()
-	s.apply(t, fmt.Sprintf("kind: Identity\nname: %[1]s\nowner: team@example.com\npurpose: secrets\nnames: {dns: [%[1]s.example.com]}\n", h.Name),
+	s.apply(t, fmt.Sprintf("kind: Identity\nname: %[1]s\nowner: team@example.com\npurpose: for %[2]s\nnames: {dns: [%[1]s.example.com]}\n", h.Name, s.planted["purpose"].text),
 		fmt.Sprintf("kind: Deployment\nname: %[1]s\nidentity: %[1]s\nprofile: %[2]s\ntargets: [{host: %[1]s, connector: %[3]s, settings: %[4]s}]\n",
 			h.Name, profile, connector, ok(json.Marshal(settings))(t)))
 }

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	_ "github.com/jackc/pgx/v5/stdlib" // driver "pgx"
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
@@ -27,6 +28,9 @@ import (
 
 // databases gives every value in every table of the control plane, which must be stopped.
 func (s *site) databases(ctx context.Context, each func(part) error) error {
+	if s.daemons != nil {
+		return database(ctx, "pgx", s.dsn, "postgres", `SELECT schemaname || '"."' || tablename FROM pg_tables WHERE schemaname !~ '^(pg_|information_schema)'`, 12, each)
+	}
 	files, err := filepath.Glob(filepath.Join(s.plane.Data, "*.db"))
 	if err != nil {
 		return err
@@ -35,28 +39,30 @@ func (s *site) databases(ctx context.Context, each func(part) error) error {
 		return fmt.Errorf("the databases are %v", files)
 	}
 	for _, file := range files {
-		if err := database(ctx, file, each); err != nil {
+		err := database(ctx, "sqlite", "file:"+file+"?mode=ro", filepath.Base(file), `SELECT name FROM sqlite_master WHERE type = 'table'`, 3, each)
+		if err != nil {
 			return fmt.Errorf("reading %s: %w", file, err)
 		}
 	}
 	return nil
 }
 
-func database(ctx context.Context, file string, each func(part) error) error {
-	db, err := sql.Open("sqlite", "file:"+file+"?mode=ro")
+// database gives every value in every table that the query lists, which must be at least so many.
+func database(ctx context.Context, driver, dsn, name, list string, least int, each func(part) error) error {
+	db, err := sql.Open(driver, dsn)
 	if err != nil {
 		return err
 	}
 	defer db.Close()
-	tables, err := strs(ctx, db, `SELECT name FROM sqlite_master WHERE type = 'table'`)
+	tables, err := strs(ctx, db, list)
 	if err != nil {
 		return err
 	}
-	if len(tables) < 3 {
+	if len(tables) < least {
 		return fmt.Errorf("the tables are %v", tables)
 	}
 	for _, table := range tables {
-		if err := rows(ctx, db, filepath.Base(file)+" "+table, `SELECT * FROM "`+table+`"`, each); err != nil {
+		if err := rows(ctx, db, name+" "+table, `SELECT * FROM "`+table+`"`, each); err != nil {
 			return err
 		}
 	}
@@ -102,7 +108,11 @@ func rows(ctx context.Context, db *sql.DB, place, query string, each func(part) 
 // messages gives every message in the event store of the control plane, which must be stopped: a broker opens a copy.
 func (s *site) messages(ctx context.Context, each func(part) error) error {
 	dir := filepath.Join(s.Dir, "nats-copy")
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join(s.plane.Data, "nats"))); err != nil {
+	store := filepath.Join(s.plane.Data, "nats")
+	if s.daemons != nil {
+		store = filepath.Join(s.daemons.Folder("nats"), "store")
+	}
+	if err := os.CopyFS(dir, os.DirFS(store)); err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
@@ -157,7 +167,11 @@ func (s *site) messages(ctx context.Context, each func(part) error) error {
 // the control plane says is its own; so the seal is no reason to look for the wrong bytes.
 func (s *site) open(t *testing.T) {
 	t.Helper()
-	text := ok(os.ReadFile(filepath.Join(s.plane.Data, "kek")))(t)
+	kekFile, driver, dsn, table := filepath.Join(s.plane.Data, "kek"), "sqlite", "file:"+filepath.Join(s.plane.Data, "issuer.db")+"?mode=ro", "authority"
+	if s.daemons != nil {
+		kekFile, driver, dsn, table = filepath.Join(s.daemons.Folder("issuer"), "kek"), "pgx", s.dsn, "issuer.authority"
+	}
+	text := ok(os.ReadFile(kekFile))(t)
 	var set struct {
 		Key []struct{ KeyData struct{ Value []byte } }
 	}
@@ -168,12 +182,16 @@ func (s *site) open(t *testing.T) {
 	kek := ok(aead.New(ok(insecurecleartextkeyset.Read(keyset.NewJSONReader(strings.NewReader(string(text)))))(t)))(t)
 	box := aead.NewKMSEnvelopeAEAD2(aead.AES256GCMKeyTemplate(), kek)
 
-	root, _ := pem.Decode(ok(os.ReadFile(filepath.Join(s.plane.Data, "trust/root-key.pem")))(t))
-	must(t, s.addKeys("trust root", "control", unseal(t, box, "trust-root", "root-key", root.Bytes)))
+	rootKey := ok(os.ReadFile(filepath.Join(s.plane.Data, "trust/root-key.pem")))(t)
+	if s.daemons == nil {
+		root, _ := pem.Decode(rootKey)
+		rootKey = unseal(t, box, "trust-root", "root-key", root.Bytes)
+	}
+	must(t, s.addKeys("trust root", "control", rootKey))
 
-	db := ok(sql.Open("sqlite", "file:"+filepath.Join(s.plane.Data, "issuer.db")+"?mode=ro"))(t)
+	db := ok(sql.Open(driver, dsn))(t)
 	defer db.Close()
-	all := ok(db.QueryContext(t.Context(), `SELECT name, uid, kind, key_sealed, root_sealed FROM authority`))(t)
+	all := ok(db.QueryContext(t.Context(), `SELECT name, uid, kind, key_sealed, root_sealed FROM `+table))(t)
 	defer all.Close()
 	for all.Next() {
 		var name, uid, kind string
