@@ -165,7 +165,7 @@ func (d *demo) smallSite(ctx context.Context, id, name string) (place, error) {
 	}
 	p.target = fmt.Sprintf("connector: files\n    settings: {certificate: %s, key: %s, reload: reload-%s, verify: %q, server_name: %s}", cert, key, id, p.address, name)
 	p.allow = fmt.Sprintf("hooks:\n  reload-%s: {command: [%s, hangup, %s]}\n", id, d.self, pid)
-	return p, lab.Await(ctx, 5*time.Second, "the small site", func() error { _, err := lab.Served(ctx, p.address, name); return err }, proc)
+	return p, lab.Await(ctx, 30*time.Second, "the small site", func() error { _, err := lab.Served(ctx, p.address, name); return err }, proc)
 }
 
 // enrol starts an agent that nobody can connect to.
@@ -214,7 +214,7 @@ func (d *demo) deploy(ctx context.Context, p place) error {
 
 // follow tells the story up to its end and shows the certificate that is served.
 func (d *demo) follow(ctx context.Context, p place, first int, start time.Time) error {
-	ctx, cancel := context.WithTimeout(ctx, 60*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	if err := d.story.tell(ctx, p.deployment, first, start); err != nil {
 		return err
@@ -228,7 +228,7 @@ func (d *demo) follow(ctx context.Context, p place, first int, start time.Time) 
 	}
 	leaf := chain[0]
 	fingerprint := lab.Fingerprint(leaf)
-	err = lab.Await(ctx, 10*time.Second, "the inventory", func() error {
+	err = lab.Await(ctx, 30*time.Second, "the inventory", func() error {
 		_, err := d.plane.Do(ctx, "get", "certificate", fingerprint)
 		return err
 	})

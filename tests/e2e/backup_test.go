@@ -72,6 +72,7 @@ func TestBackupAndRestore(t *testing.T) {
 	unused := ok(w.plane.Token(t.Context(), "late"))(t)
 	file := filepath.Join(w.Dir, "backup.tar.gz")
 	made := w.backup(t, file)
+	wantListenersFirst(t, file)
 
 	// It goes on: certificates of which the backup does not know, identities too, and a host.
 	for _, h := range hosts {
@@ -153,6 +154,28 @@ func TestBackupAndRestore(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// wantListenersFirst wants a backup to have been made in an order in which no part knows of what happened after a later one was made:
+// the audit log's index, the log, and who listens before whom it listens to.
+func wantListenersFirst(t *testing.T, file string) {
+	t.Helper()
+	names := strings.Fields(string(ok(exec.CommandContext(t.Context(), "tar", "-tzf", file).Output())(t)))
+	var parts []string
+	for _, name := range names {
+		switch {
+		case strings.HasPrefix(name, "audit/log/"):
+			name = "the log"
+		case !strings.HasPrefix(name, "databases/"):
+			continue
+		}
+		if len(parts) == 0 || parts[len(parts)-1] != name {
+			parts = append(parts, name)
+		}
+	}
+	if want := []string{"databases/audit.db", "the log", "databases/inventory.db", "databases/deployer.db", "databases/issuer.db"}; !slices.Equal(parts, want) {
+		t.Errorf("copied were %v, in this order; wanted %v", parts, want)
+	}
 }
 
 // nginxBare enrols a host on which nothing is to be done.

@@ -158,7 +158,7 @@ func rules(t *testing.T, s scraped) {
 			if r.Labels["severity"] != "critical" && r.Labels["severity"] != "warning" || r.Annotations["summary"] == "" {
 				t.Errorf("%s has no severity or summary: %v %v", r.Alert, r.Labels, r.Annotations)
 			}
-			if !strings.Contains(tests, `- {labels: '{alertname="`+r.Alert+`"}', value: 1}`) {
+			if !strings.Contains(tests, fmt.Sprintf(`- {labels: '{alertname=%q, severity=%q}', value: 1}`, r.Alert, r.Labels["severity"])) {
 				t.Errorf("%s is never seen to fire by sallyport.rules.test.yaml", r.Alert)
 			}
 			runbook(t, page, r.Alert, r.Annotations["runbook"])
@@ -186,7 +186,7 @@ func selects(t *testing.T, who, expr string, s scraped) {
 				t.Errorf("%s looks for the label %s at %s, which has none", who, label, one[1])
 				continue
 			}
-			if who == "sallyport.rules.test.yaml" && slices.Contains([]string{"instance", "authority", "api", "method", "reason"}, label) {
+			if who == "sallyport.rules.test.yaml" && slices.Contains([]string{"job", "instance", "authority", "api", "method", "reason"}, label) {
 				continue // there may be any
 			}
 			for value := range strings.SplitSeq(m[3], "|") {

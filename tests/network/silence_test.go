@@ -366,6 +366,43 @@ func TestSilence(t *testing.T) {
 			})
 		}
 	})
+	if !t.Failed() {
+		for _, plane := range planes {
+			toldOnce(t, plane)
+		}
+	}
+}
+
+// toldOnce wants a control plane to be sound, and to have heard of each certificate once that it is served: a report that is told
+// again after a silence is the same report.
+func toldOnce(t *testing.T, plane *lab.Plane) {
+	t.Helper()
+	if out, err := plane.Do(t.Context(), "doctor", "--grace", "1m"); err != nil {
+		t.Errorf("%s: %v\n%s", plane.Name, err, out)
+	}
+	for _, kind := range []string{"deployer.assignment.served", "deployer.report.stale", "deployer.assignment.failed", "issuer.request.issued"} {
+		out, err := plane.Do(t.Context(), "audit", "list", "--limit", "0", "--no-headers", "--type", kind, "-o", "json")
+		if err != nil {
+			t.Fatalf("%s: %v", plane.Name, err)
+		}
+		told := map[string]int{}
+		for line := range strings.Lines(out) {
+			var r struct{ Record struct{ Subject string } }
+			if err := json.Unmarshal([]byte(line), &r); err != nil || r.Record.Subject == "" {
+				t.Fatalf("%s: %v: %s", plane.Name, err, line)
+			}
+			told[r.Record.Subject]++
+		}
+		once := strings.HasSuffix(kind, "served") || strings.HasSuffix(kind, "issued")
+		if once && len(told) == 0 {
+			t.Errorf("%s: there is no record %s", plane.Name, kind)
+		}
+		for subject, n := range told {
+			if n > 1 || !once {
+				t.Errorf("%s: %d records %s of %s:\n%s", plane.Name, n, kind, subject, out)
+			}
+		}
+	}
 }
 
 // startPlanes starts three control planes: one for all, one whose agents change their key after half a minute, one to be stopped.
