@@ -80,6 +80,7 @@ func fires(t *testing.T, s scraped, later time.Duration, growing []string, want 
 
 // TestAlertsWhenTimePasses lets a control plane work, then keeps from it, for weeks, the agent and a CA.
 func TestAlertsWhenTimePasses(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	bin := filepath.Join(l.Dir, "bin") // a control plane whose clock can be set
 	must(t, os.Mkdir(bin, 0o700))
@@ -92,7 +93,7 @@ func TestAlertsWhenTimePasses(t *testing.T) {
 	ahead := func(d time.Duration) { must(t, os.WriteFile(filepath.Join(bin, "ahead"), []byte(d.String()), 0o600)) }
 	ahead(0)
 	l.Bin = bin
-	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config + quick}))(t)
+	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config(t) + quick}))(t)
 	site := ok(l.Nginx(t.Context(), "nginx", "shop.example.com"))(t)
 	ok(plane.Apply(t.Context(), strings.Join([]string{
 		"kind: Authority\nname: corp\ninternal: {common_name: Example Corp CA}\n", manifest("corp", "corp", "lifetime: 90d\n"), deployment("shop", "corp", site),

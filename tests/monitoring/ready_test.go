@@ -25,9 +25,10 @@ const inventoryAPI = "sallyport.inventory.v1.InventoryService"
 
 // TestDatabaseAway: while PostgreSQL is stopped nothing is ready, and who asks learns why, by HTTP and by gRPC.
 func TestDatabaseAway(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	postgres := ok(l.PostgresServer(t.Context(), "postgres"))(t)
-	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config + fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", postgres.DSN)}))(t)
+	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config(t) + fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", postgres.DSN)}))(t)
 	conn := ok(plane.Dial("inventory"))(t)
 	readiness(t, http.StatusOK, "ready")
 	health(t, conn, "", healthpb.HealthCheckResponse_SERVING)
@@ -67,7 +68,7 @@ type inventoryDaemon struct {
 func newInventory(t *testing.T, more ...string) inventoryDaemon {
 	t.Helper()
 	l := newLab(t)
-	trust := filepath.Join(l.Dir, "trust")
+	at, trust := machine(t), filepath.Join(l.Dir, "trust")
 	do := func(args ...string) {
 		t.Helper()
 		if r := ok(l.Run(t.Context(), lab.Command{Path: filepath.Join(l.Bin, "sallyport"), Args: args}))(t); r.Code != 0 {
@@ -83,12 +84,12 @@ func newInventory(t *testing.T, more ...string) inventoryDaemon {
 	d.issue("service/nats")
 	d.issue("operator/ann")
 	conf := string(ok(os.ReadFile(filepath.Join(repository(t), "deploy/config/nats.conf")))(t))
-	conf = strings.NewReplacer("0.0.0.0:4222", "127.0.0.1:4222", "/etc/sallyport/identity/", d.id("")+"/", "/var/lib/sallyport/", l.Dir+"/").Replace(conf)
+	conf = strings.NewReplacer("0.0.0.0:4222", at+":4222", "/etc/sallyport/identity/", d.id("")+"/", "/var/lib/sallyport/", l.Dir+"/").Replace(conf)
 	must(t, os.WriteFile(filepath.Join(l.Dir, "nats.conf"), []byte(conf), 0o600))
 	d.broker = ok(l.NATS(filepath.Join(l.Dir, "nats.conf")))(t)
 	file := filepath.Join(l.Dir, "inventory.yaml")
-	must(t, os.WriteFile(file, fmt.Appendf(nil, "listen: 127.0.0.1:8444\nidentity: {dir: %s}\nnats: {url: \"tls://127.0.0.1:4222\"}\ndatabase: {driver: sqlite, dsn: %s}\n%s",
-		d.id("inventory"), filepath.Join(l.Dir, "inventory.db"), config), 0o600))
+	must(t, os.WriteFile(file, fmt.Appendf(nil, "listen: %s:8444\nidentity: {dir: %s}\nnats: {url: \"tls://%s:4222\"}\ndatabase: {driver: sqlite, dsn: %s}\n%s",
+		at, d.id("inventory"), at, filepath.Join(l.Dir, "inventory.db"), config(t)), 0o600))
 	d.issue("service/inventory", more...)
 	d.Process = ok(l.Start(lab.Command{Name: "inventory", Path: filepath.Join(l.Bin, "sallyport-inventory"), Args: []string{"--config", file}}))(t)
 	return d
@@ -97,18 +98,19 @@ func newInventory(t *testing.T, more ...string) inventoryDaemon {
 // alive wants the process to live, whatever it lacks.
 func alive(t *testing.T) {
 	t.Helper()
-	if code, _, err := get(t.Context(), "/healthz", ""); err != nil || code != http.StatusOK {
+	if code, _, err := get(t, "/healthz", ""); err != nil || code != http.StatusOK {
 		t.Errorf("it does not say that it lives: %d %v", code, err)
 	}
 }
 
 // TestBrokerAway: the same for a daemon whose broker is stopped.
 func TestBrokerAway(t *testing.T) {
+	t.Parallel()
 	d := newInventory(t)
 	readiness(t, http.StatusOK, "ok    inventory broker")
 	source := ok(identity.NewFiles(d.id("ann"), nil))(t)
 	defer source.Close()
-	conn := ok(rpc.Dial(rpc.ClientConfig{Address: "127.0.0.1:8444", Service: "inventory", Source: source}))(t)
+	conn := ok(rpc.Dial(rpc.ClientConfig{Address: machine(t) + ":8444", Service: "inventory", Source: source}))(t)
 	defer conn.Close()
 	health(t, conn, inventoryAPI, healthpb.HealthCheckResponse_SERVING)
 
@@ -136,6 +138,7 @@ func TestBrokerAway(t *testing.T) {
 
 // TestIdentityEnds: a daemon whose SVID has run out is not ready, until it has a new one.
 func TestIdentityEnds(t *testing.T) {
+	t.Parallel()
 	d := newInventory(t, "--ttl", "40s")
 	readiness(t, http.StatusOK, "ok    inventory svid")
 	readiness(t, http.StatusServiceUnavailable, "FAILS inventory svid: the service's own SVID is not valid now")
@@ -149,6 +152,7 @@ func TestIdentityEnds(t *testing.T) {
 
 // TestLogFull: an audit service whose log's disk is full is not ready, until there is room again.
 func TestLogFull(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
 	log := filepath.Join(l.Dir, "log")
 	must(t, os.Mkdir(log, 0o700))
@@ -156,7 +160,7 @@ func TestLogFull(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Cleanup(func() { l.Close(); must(t, unix.Unmount(log, 0)) })
-	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config + fmt.Sprintf("audit: {directory: %s}\n", log)}))(t)
+	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config(t) + fmt.Sprintf("audit: {directory: %s}\n", log)}))(t)
 	readiness(t, http.StatusOK, "ok    audit ledger")
 	ballast := filepath.Join(log, "ballast")
 	if err := os.WriteFile(ballast, make([]byte, 16<<20), 0o600); !errors.Is(err, unix.ENOSPC) {

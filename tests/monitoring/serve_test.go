@@ -50,8 +50,9 @@ func deployment(name, profile string, site *lab.Site) string {
 
 // TestServe lets a whole control plane work and looks at it as Prometheus does, until it has stopped.
 func TestServe(t *testing.T) {
+	t.Parallel()
 	l := newLab(t)
-	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config + quick}))(t)
+	plane := ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config(t) + quick}))(t)
 	apply := func(documents ...string) {
 		t.Helper()
 		ok(plane.Apply(t.Context(), strings.Join(documents, "---\n")))(t)
@@ -65,7 +66,7 @@ func TestServe(t *testing.T) {
 	await(t, "the deployment to be served", is(1), "sallyport_deployer_assignments", "state=served")
 
 	readiness(t, http.StatusOK, "ok    audit ledger")
-	code, body, err := get(t.Context(), "/readyz", "application/json")
+	code, body, err := get(t, "/readyz", "application/json")
 	var answer struct {
 		Ready  bool             `json:"ready"`
 		Checks []map[string]any `json:"checks"`
@@ -73,7 +74,7 @@ func TestServe(t *testing.T) {
 	if must(t, err); code != http.StatusOK || json.Unmarshal([]byte(body), &answer) != nil || !answer.Ready || len(answer.Checks) < 10 {
 		t.Errorf("/readyz as JSON: %d %s", code, body)
 	}
-	if code, body, err := get(t.Context(), "/healthz", ""); err != nil || code != http.StatusOK || body != "alive\n" {
+	if code, body, err := get(t, "/healthz", ""); err != nil || code != http.StatusOK || body != "alive\n" {
 		t.Errorf("/healthz: %d %q %v", code, body, err)
 	}
 
@@ -170,7 +171,7 @@ func stopped(t *testing.T, plane *lab.Plane) {
 	must(t, plane.Signal(syscall.SIGTERM))
 	told := false
 	for plane.Running() {
-		code, body, err := get(t.Context(), "/readyz", "")
+		code, body, err := get(t, "/readyz", "")
 		switch {
 		case err != nil:
 		case code == http.StatusServiceUnavailable:

@@ -4,7 +4,6 @@
 package monitoring
 
 import (
-	"context"
 	"flag"
 	"fmt"
 	"io"
@@ -12,6 +11,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,13 +28,33 @@ const ground = "/mnt"
 
 const (
 	patience = 90 * time.Second
-	// endpoint is the address that deploy/config and docs/monitoring.md give.
-	endpoint = "127.0.0.1:9464"
-	config   = "metrics: {listen: " + endpoint + "}\n"
 )
+
+// hosts are those of the tests that run side by side, as if each had a machine of its own: 127.0.0.11 and so on.
+var (
+	hosts    sync.Map
+	machines atomic.Int32
+)
+
+// machine is the address at which the test's programs listen.
+func machine(t *testing.T) string {
+	t.Helper()
+	name, _, _ := strings.Cut(t.Name(), "/")
+	host, found := hosts.Load(name)
+	if !found {
+		t.Fatalf("%s has no machine: it begins by newLab", name)
+	}
+	return host.(string)
+}
+
+// endpoint has the port that deploy/config and docs/monitoring.md give.
+func endpoint(t *testing.T) string { t.Helper(); return machine(t) + ":9464" }
+
+func config(t *testing.T) string { t.Helper(); return "metrics: {listen: " + endpoint(t) + "}\n" }
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	_ = flag.Set("test.parallel", "6") // they mostly wait
 	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, m.Run))
 }
 
@@ -66,6 +87,7 @@ func repository(t *testing.T) string {
 
 func newLab(t *testing.T) *lab.Lab {
 	t.Helper()
+	hosts.Store(t.Name(), fmt.Sprintf("127.0.0.%d", 11+machines.Add(1)))
 	bin := filepath.Join(repository(t), "bin")
 	for _, program := range []string{"sallyport", "sallyport-agent", "sallyport-inventory"} {
 		if _, err := os.Stat(filepath.Join(bin, program)); err != nil {
@@ -92,8 +114,9 @@ func newLab(t *testing.T) *lab.Lab {
 var client = &http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // get asks the process under test.
-func get(ctx context.Context, path, accept string) (int, string, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+endpoint+path, nil)
+func get(t *testing.T, path, accept string) (int, string, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+endpoint(t)+path, nil)
 	if err != nil {
 		return 0, "", err
 	}
@@ -112,7 +135,7 @@ type scraped map[string]*dto.MetricFamily
 
 func scrape(t *testing.T) (scraped, string) {
 	t.Helper()
-	code, body, err := get(t.Context(), "/metrics", "text/plain")
+	code, body, err := get(t, "/metrics", "text/plain")
 	must(t, err)
 	if code != http.StatusOK {
 		t.Fatalf("/metrics answers %d: %s", code, body)
@@ -184,7 +207,7 @@ func atLeast(n float64) func(float64) bool { return func(v float64) bool { retur
 func readiness(t *testing.T, code int, line string) {
 	t.Helper()
 	must(t, lab.Await(t.Context(), patience, fmt.Sprintf("/readyz to answer %d with %q", code, line), func() error {
-		got, body, err := get(t.Context(), "/readyz", "")
+		got, body, err := get(t, "/readyz", "")
 		if err == nil && (got != code || !strings.Contains(body, line)) {
 			err = fmt.Errorf("it answers %d: %s", got, body)
 		}
