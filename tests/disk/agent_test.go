@@ -38,6 +38,7 @@ var agentFailures = []struct {
 // TestAgentFailures lets system calls of an agent fail while it renews. It says what is wrong, to its log and to the control plane
 // or both, leaves a whole pair in place, and goes on when the disk works again.
 func TestAgentFailures(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	deployer := deployerv1.NewDeployerServiceClient(ok(s.plane.Dial("deployer"))(t))
 	generation := int64(1)

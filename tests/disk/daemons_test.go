@@ -29,12 +29,14 @@ type daemons struct {
 	*site
 	t    *testing.T
 	runs map[string]*lab.Process
+	nats *lab.Broker
 }
 
-// newDaemons starts the four daemons, with SQLite, keys and audit log on the one disk, and a broker elsewhere.
-func newDaemons(t *testing.T) *daemons {
+// newDaemons starts the four daemons, with SQLite, keys and audit log on the one disk, and a broker there or elsewhere.
+func newDaemons(t *testing.T, brokerOnDisk bool) *daemons {
 	t.Helper()
 	d := &daemons{site: newVolume(t), t: t, runs: map[string]*lab.Process{}}
+	d.parts = d
 	at := map[string]string{"nats": d.address()}
 	for _, service := range services {
 		at[service] = d.address()
@@ -55,13 +57,13 @@ func newDaemons(t *testing.T) *daemons {
 		contexts += fmt.Sprintf("      %s: %s\n", service, at[service])
 	}
 	must(t, os.WriteFile(filepath.Join(d.plane.Operator(), "config.yaml"), []byte(contexts), 0o600))
-	issue("service/nats", filepath.Join(d.Logs, "nats"))
-	d.broker(filepath.Join(d.Logs, "nats"))
-	for _, service := range services {
-		d.start(service, d.folder(service), at[service])
+	broker := filepath.Join(d.Logs, "nats")
+	if brokerOnDisk {
+		broker = d.folder("nats")
 	}
-	d.plane.Process = d.runs["deployer"]
-	d.await(t.Context(), t, "all daemons", d.answer)
+	issue("service/nats", broker)
+	d.broker(broker)
+	d.startAll()
 	d.settle(t)
 	return d
 }
@@ -83,7 +85,17 @@ tls { cert_file: %[3]q, key_file: %[4]q, ca_file: %[5]q, verify_and_map: true, m
 authorization { users = [
 %[6]s] }
 `, d.plane.At["nats"], filepath.Join(dir, "store"), filepath.Join(dir, "svid.pem"), filepath.Join(dir, "svid-key.pem"), filepath.Join(dir, "bundle.pem"), users), 0o600))
-	ok(d.NATS(config))(d.t)
+	d.nats = ok(d.NATS(config))(d.t)
+}
+
+// startAll starts the daemons and waits until all answer.
+func (d *daemons) startAll() {
+	d.t.Helper()
+	for _, service := range services {
+		d.start(service, d.folder(service), d.plane.At[service])
+	}
+	d.plane.Process = d.runs["deployer"]
+	d.await(d.t.Context(), d.t, "all daemons", d.answer)
 }
 
 // start starts a daemon whose files lie in dir. Its configuration lies elsewhere, and the database of a new issuer, which would
@@ -125,11 +137,22 @@ func (d *daemons) answer() error {
 	return err
 }
 
+// TestDaemonPowerCuts is TestPowerCuts for the four daemons and their broker.
+func TestDaemonPowerCuts(t *testing.T) {
+	t.Parallel()
+	d := newDaemons(t, true)
+	d.powerCuts(t, (*rounds+1)/3, 4)
+	for _, service := range services {
+		d.stop(d.runs[service])
+	}
+}
+
 // TestFullDiskDaemons is TestFullDisk for the four daemons. Those that run refuse what they cannot keep, and go on by themselves when
 // there is room again; those that are started meanwhile run, or end and say why, and what they have begun does not keep them from
 // starting then.
 func TestFullDiskDaemons(t *testing.T) {
-	d := newDaemons(t)
+	t.Parallel()
+	d := newDaemons(t, false)
 	w := newWitness(t, d.site)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -200,7 +223,7 @@ var daemonFailures = []struct {
 // without it; and when the disk works again nothing is lost that was acknowledged.
 func TestDaemonFailures(t *testing.T) {
 	t.Parallel()
-	d := newDaemons(t)
+	d := newDaemons(t, false)
 	w := newWitness(t, d.site)
 	for i, f := range daemonFailures {
 		t.Run(strings.Join([]string{f.service, filepath.Base(f.path), f.calls, f.do}, " "), func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 // TestFullDisk takes all room away at once while all works. Serve stops, says so by line and code, and does not start before there
 // is room again; then everything goes on.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	w := newWitness(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

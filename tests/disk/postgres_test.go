@@ -25,25 +25,13 @@ func newSiteOnPostgres(t *testing.T, settings ...string) *site {
 func TestPostgresPowerCuts(t *testing.T) {
 	t.Parallel()
 	s := newSiteOnPostgres(t, "fsync=on")
-	w := newWitness(t, s)
-	must(t, s.volume.Sync())
-	t.Logf("seed %d", *seed)
-	r := rand.New(rand.NewPCG(*seed, 3))
-	for round := range (*rounds + 1) / 3 {
-		s.round(t, w, r, round)
-		w.keeps(t.Context(), t, s)
-		w.tells(t)
-		if t.Failed() {
-			return
-		}
-		t.Logf("round %d: all is there: %s", round, w.count())
-	}
-	s.settles(t.Context(), t, w)
+	s.powerCuts(t, (*rounds+1)/3, 3)
 	s.stop(t)
 }
 
 // TestPostgresUnsynced does it to a PostgreSQL that does not sync, on which the test must notice losses.
 func TestPostgresUnsynced(t *testing.T) {
+	t.Parallel()
 	s := newSiteOnPostgres(t, "fsync=off")
 	w := newWitness(t, s)
 	must(t, s.volume.Sync())

@@ -16,25 +16,33 @@ import (
 func TestPowerCuts(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
+	s.powerCuts(t, *rounds, 1)
+	s.stop(t)
+}
+
+// powerCuts cuts the power so often, and wants nothing to be lost each time. stream makes its moments others than those of other
+// tests.
+func (s *site) powerCuts(t *testing.T, rounds int, stream uint64) {
+	t.Helper()
 	w := newWitness(t, s)
 	must(t, s.volume.Sync()) // the site was set up long ago
 	t.Logf("seed %d", *seed)
-	r := rand.New(rand.NewPCG(*seed, 1))
-	for round := range *rounds {
+	r := rand.New(rand.NewPCG(*seed, stream))
+	for round := range rounds {
 		s.round(t, w, r, round)
 		w.keeps(t.Context(), t, s)
 		w.tells(t)
 		if t.Failed() {
-			return
+			t.FailNow()
 		}
 		t.Logf("round %d: all is there: %s", round, w.count())
 	}
 	s.settles(t.Context(), t, w)
-	s.stop(t)
 }
 
 // TestUnsynced is TestPowerCuts with a disk that only says that it has synced: the test must notice.
 func TestUnsynced(t *testing.T) {
+	t.Parallel()
 	prefix := ok(lab.Fault{Calls: "fsync,fdatasync", Do: "retval=0"}.Prefix())(t)
 	s := newSite(t, prefix...)
 	w := newWitness(t, s)

@@ -24,6 +24,7 @@ var (
 
 func TestMain(m *testing.M) {
 	flag.Parse()
+	_ = flag.Set("test.parallel", "3") // each has a disk of its own, and much is waited for
 	os.Exit(lab.Jail("mount -t tmpfs -o mode=755 tmpfs "+ground, m.Run))
 }
 
@@ -47,8 +48,10 @@ type site struct {
 	// database is a PostgreSQL server on the same disk, if any.
 	database *lab.Database
 	plane    *lab.Plane
-	web      *lab.Site
-	host     *lab.Host
+	// parts is the control plane where it is not serve.
+	parts *daemons
+	web   *lab.Site
+	host  *lab.Host
 }
 
 // newSite starts all. prefix is put before the control plane and the agent.
@@ -121,6 +124,12 @@ func (s *site) cut(t *testing.T) {
 	if s.database != nil {
 		s.database.KillAll()
 	}
+	if s.parts != nil {
+		for _, service := range services {
+			s.parts.runs[service].KillAll()
+		}
+		s.parts.nats.Stop()
+	}
 	must(t, s.volume.Unmount())
 	must(t, s.volume.Mount())
 }
@@ -131,7 +140,12 @@ func (s *site) start(t *testing.T) {
 	if s.database != nil {
 		must(t, s.database.Start(t.Context()))
 	}
-	must(t, s.plane.Start(t.Context()))
+	if s.parts != nil {
+		must(t, s.parts.nats.Start())
+		s.parts.startAll()
+	} else {
+		must(t, s.plane.Start(t.Context()))
+	}
 	must(t, s.web.Restart(t.Context()))
 	must(t, s.host.Start())
 }
