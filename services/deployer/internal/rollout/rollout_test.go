@@ -341,14 +341,14 @@ func TestSummarise(t *testing.T) {
 		want Standing
 		says string
 	}{
-		{two(served, served), Healthy, "all 2 targets serve"},
+		{two(served, served), Healthy, "2 of 2 targets serve"},
 		{[]Assignment{served}, Progressing, "1 of 2"},
 		{two(served, lying), Progressing, "1 wait for the agent to install"},
 		{two(served, with(Installed)), Unverified, "1 of 2 targets are installed but could not be seen"},
 		{two(with(Installed), with(Planned)), Progressing, "1 wait for their turn"},
 		{two(with(Assigned), with(Requested)), Progressing, "1 wait for the issuer"},
 		{two(failed, with(Planned)), Failing, "h/n: RELOAD_FAILED: no; next attempt in 1m0s; 1 targets are not started"},
-		{append(two(served, served), with(Withdrawn)), Healthy, "all 2"},
+		{append(two(served, served), with(Withdrawn)), Healthy, "2 of 2"},
 		{nil, Progressing, "0 of 2"},
 	} {
 		got, says := Summarise(d, c.all, noon)

@@ -52,9 +52,9 @@ func summarise(d Deployment, all []Assignment, now time.Time) (Standing, string)
 	case done < total || total < len(d.Targets):
 		return Progressing, sayProgress(d, all, count, total)
 	case count[Installed] > 0:
-		return Unverified, fmt.Sprintf("%d of %d targets are installed but could not be seen: look at their address setting", count[Installed], total)
+		return Unverified, fmt.Sprintf("%d of %d targets are installed but could not be seen: set \"verify\" to an address that answers on the host", count[Installed], total)
 	}
-	return Healthy, fmt.Sprintf("all %d targets serve what was assigned", total)
+	return Healthy, fmt.Sprintf("%d of %d targets serve what was assigned", total, total)
 }
 
 func sayFailed(d Deployment, count map[State]int, total int, a *Assignment, now time.Time) string {
