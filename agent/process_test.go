@@ -311,8 +311,9 @@ func TestCommandLine(t *testing.T) {
 		{[]string{"enroll", "--config", config, "--token-file", "/nonexistent"}, "", 2, "reading the join token"},
 		{[]string{"enroll", "--config", config, "--token-file", tokenFile}, "", 0, "enrolled as"},
 		{[]string{"enroll", "--config", config, "--token-file", "-"}, w.Token("t2").String(), 0, "; --again gives that up"},
-		{[]string{"status", "--config", config}, "", 0, "nothing is assigned"},
-		{[]string{"status", "--config", config, "-o", "json"}, "", 0, `"host": "web1"`},
+		{[]string{"status", "--config", config}, "", 5, "nothing is assigned"},
+		{[]string{"status", "--config", config, "-o", "json"}, "", 5, `"host": "web1"`},
+		{[]string{"status", "--config", config, "-o", "yaml"}, "", 5, "running: false"},
 		{[]string{"status", "--config", config, "-o", "xml"}, "", 2, "want table, json or yaml"},
 	} {
 		code, out, errs := do(bin, c.stdin, c.args...)

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/apply"
@@ -106,8 +107,10 @@ func (a *Agent) lastDesired(ctx context.Context) (*plan.Desired, error) {
 
 // Status is how the agent stands, by its state on disk.
 type Status struct {
-	Identity    *Identity          `json:"identity"`
-	Server      *ServerStatus      `json:"server,omitempty"` // nil if the agent has never run
+	Identity *Identity `json:"identity"`
+	// Running is whether a process has the state folder for itself: "run", or "enroll" for its moment.
+	Running     bool               `json:"running"`
+	Server      *ServerStatus      `json:"server,omitempty"` // nil if this host is not enrolled and the agent has never run
 	Session     string             `json:"session,omitempty"`
 	Revision    int64              `json:"revision"`
 	Assignments []AssignmentStatus `json:"assignments"`
@@ -120,13 +123,16 @@ type Status struct {
 type ServerStatus struct {
 	Address string `json:"address"`
 	// State is connected, locked (an operator has locked this agent), refused (the server answers, and does not let it in), away
-	// (there is no stream for another reason), connecting (for the first time since its start) or stopped (it was told to stop).
+	// (there is no stream for another reason), connecting (for the first time since its start), stopping (it was told to stop, and
+	// brings to its end what it has begun), stopped, not running (it was killed, or never started) or unknown (it has not said, or
+	// that cannot be read).
 	State string `json:"state"`
-	// Since is from when on it was so.
-	Since time.Time `json:"since"`
+	// Since is from when on it was so; zero if nobody knows.
+	Since time.Time `json:"since,omitzero"`
 	// Heard is when the server has last taken something in or said something, to within half a minute.
 	Heard time.Time `json:"heard,omitzero"`
-	// Reason and Message are why there is no stream; Advice is what to do, Next is when the agent tries again.
+	// Reason and Message are why there is no stream, or was none when the agent ended; Advice is what to do, Next is when the agent
+	// tries again.
 	Reason  string    `json:"reason,omitempty"`
 	Message string    `json:"message,omitempty"`
 	Advice  string    `json:"advice,omitempty"`
@@ -140,7 +146,10 @@ const (
 	stateRefused   = "refused"
 	stateAway      = "away"
 	stateTrying    = "connecting"
+	stateStopping  = "stopping"
 	stateStopped   = "stopped"
+	stateDead      = "not running"
+	stateUnknown   = "unknown"
 )
 
 // The server's words for a locked agent: as an agent, and as any caller.
@@ -149,21 +158,35 @@ const (
 	reasonCallerLocked = "LOCKED"
 )
 
-func (a *Agent) serverStatus(s *session.Standing, id *enroll.Identity) *ServerStatus {
-	if s == nil {
+// serverStatus says what can be known of what the agent has said last and of whether it runs. s is nil where it has said nothing.
+func (a *Agent) serverStatus(s *session.Standing, id *enroll.Identity, running bool) *ServerStatus {
+	if s == nil && id == nil {
 		return nil
 	}
-	st := &ServerStatus{Address: a.cfg.Server, Since: s.Since, Heard: s.Heard, Reason: s.Reason, Message: s.Message, Next: s.Next}
+	st := &ServerStatus{Address: a.cfg.Server}
+	if s == nil && running {
+		st.State, st.Advice = stateUnknown, "ask again in a minute: a running agent says how it stands whenever the server answers and at each try"
+		return st
+	}
+	if s == nil {
+		st.State, st.Advice = stateDead, "start the agent"
+		return st
+	}
+	host := a.cfg.Host
+	if id != nil {
+		host = id.Host
+	}
+	locked := s.Reason == reasonAgentLocked || s.Reason == reasonCallerLocked
+	st.Since, st.Heard, st.Reason, st.Message, st.Next = s.Since, s.Heard, s.Reason, s.Message, s.Next
 	switch {
-	case s.Reason == reasonAgentLocked || s.Reason == reasonCallerLocked:
-		host := a.cfg.Host
-		if id != nil {
-			host = id.Host
-		}
-		st.State = stateLocked
-		st.Advice = fmt.Sprintf("an operator has locked this agent, and what is installed stays as it is: ask why; \"sallyport agent unlock %s\" lets it in again", host)
-	case !s.Stopped.IsZero():
+	case !running && !s.Stopped.IsZero():
 		st.State, st.Since, st.Advice = stateStopped, s.Stopped, "start the agent"
+	case !running:
+		st.State, st.Since, st.Next, st.Advice = stateDead, time.Time{}, time.Time{}, "it was not told to stop: its log says what happened, if it could; start the agent"
+	case !s.Stopped.IsZero():
+		st.State, st.Since = stateStopping, s.Stopped
+	case locked:
+		st.State, st.Advice = stateLocked, "an operator has locked this agent, and what is installed stays as it is: ask why"
 	case s.Connected:
 		st.State = stateConnected
 	case s.Message == "":
@@ -172,6 +195,9 @@ func (a *Agent) serverStatus(s *session.Standing, id *enroll.Identity) *ServerSt
 		st.State, st.Advice = stateRefused, "look the reason up in docs/errors.md"
 	default:
 		st.State, st.Advice = stateAway, "is the network whole, and the control plane running? The agent goes on by itself"
+	}
+	if locked {
+		st.Advice = strings.TrimPrefix(fmt.Sprintf("%s; \"sallyport agent unlock %s\" lets it in again, at its next try", st.Advice, host), "; ")
 	}
 	return st
 }
@@ -226,11 +252,18 @@ func (a *Agent) Status(ctx context.Context) (st *Status, err error) {
 	if err != nil {
 		return nil, err
 	}
-	standing, err := session.LoadStanding(ctx, folders["contact"])
+	running, err := disk.Held(a.cfg.StateDir)
 	if err != nil {
 		return nil, err
 	}
-	st = &Status{Identity: identityOf(ids.Current()), Server: a.serverStatus(standing, ids.Current()), Challenges: len(desired.Challenges()), Unsent: reports.Len(), PendingKeys: keys}
+	standing, unread := session.LoadStanding(ctx, folders["contact"])
+	if unread != nil { // all else can be said
+		a.log.WarnContext(ctx, "how the agent stood with the server cannot be read", "error", unread)
+	}
+	st = &Status{
+		Identity: identityOf(ids.Current()), Running: running, Server: a.serverStatus(standing, ids.Current(), running),
+		Challenges: len(desired.Challenges()), Unsent: reports.Len(), PendingKeys: keys,
+	}
 	st.Session, st.Revision = desired.Resume()
 	for _, m := range desired.Assignments() {
 		st.Assignments = append(st.Assignments, a.assignmentStatus(m, progress.Last(m.GetId())))

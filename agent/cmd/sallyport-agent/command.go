@@ -27,6 +27,7 @@ import (
 const (
 	exitNotEnrolled = 3
 	exitTroubles    = 4
+	exitNotRunning  = 5
 )
 
 const long = `sallyport-agent keeps the TLS certificates of this host.
@@ -60,7 +61,7 @@ Set a host up:
 
 Exit codes: 0 done; 1 something went wrong; 2 the configuration or the command
 line is wrong; 3 this host is not enrolled; 4 "check" has found something that
-cannot work.`
+cannot work; 5 "status" has found that no agent runs.`
 
 // env is what the program gets from outside.
 type env struct {
@@ -293,14 +294,16 @@ func (a *app) status() *cobra.Command {
 		Long: `Status reads the agent's state folder and prints
   identity  who this host is, and until when
   server    how the agent stands with the control plane: CONNECTED, LOCKED (by an
-            operator), REFUSED, AWAY (cannot be reached) or STOPPED; since when, why,
-            what to do, and when the agent tries again
+            operator), REFUSED, AWAY (cannot be reached), STOPPED or NOT RUNNING;
+            since when, why, what to do, and when the agent tries again
   waiting   what the agent has not reported yet
 and one line for each target: what is assigned, and how far it is.
 
-"last heard" is written every half minute at most. An agent that was killed still
-stands as CONNECTED; its "last heard" no longer changes. Status works without a
-running agent and disturbs none. Exit code 3: this host is not enrolled.`,
+"last heard" is written every half minute at most. That it was unlocked, an agent
+learns at its next try. Status works without a running agent and disturbs none.
+
+Exit code 0: an agent runs, however it stands (a script sees that by --output json);
+3: this host is not enrolled; 5: it is, and no agent runs.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			made, err := a.agent()
 			if err != nil {
@@ -318,14 +321,19 @@ running agent and disturbs none. Exit code 3: this host is not enrolled.`,
 			case "yaml":
 				err = printYAML(a.stdout, st)
 			case "table":
-				err = printStatus(a.stdout, st)
+				err = printStatus(a.stdout, st, time.Now())
 			default:
 				return coded{fmt.Errorf("--output %q: want table, json or yaml", output), boot.ExitConfig}
 			}
-			if err == nil && st.Identity == nil {
+			switch {
+			case err != nil:
+				return err
+			case st.Identity == nil:
 				return notEnrolled(enroll.ErrNotEnrolled)
+			case !st.Running:
+				return coded{errors.New("no agent runs on this host: start it, as a service with \"systemctl start sallyport-agent\""), exitNotRunning}
 			}
-			return err
+			return nil
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "how to show it: table, json or yaml")
@@ -363,16 +371,31 @@ func harmless(text string) string {
 	}, text)
 }
 
-func printServer(out io.Writer, s *agent.ServerStatus) {
+// past is a time that the agent has written down. The clock may have been set back since.
+func past(t, now time.Time) string {
+	if t.After(now) {
+		return t.UTC().Format(time.RFC3339) + " (ahead of this host's clock)"
+	}
+	return t.UTC().Format(time.RFC3339)
+}
+
+func printServer(out io.Writer, s *agent.ServerStatus, now time.Time) {
 	if s == nil {
 		return
 	}
-	fmt.Fprintf(out, "server     %s: %s since %s", s.Address, strings.ToUpper(s.State), s.Since.UTC().Format(time.RFC3339))
+	fmt.Fprintf(out, "server     %s: %s", s.Address, strings.ToUpper(s.State))
+	if !s.Since.IsZero() {
+		fmt.Fprintf(out, " since %s", past(s.Since, now))
+	}
 	if !s.Heard.IsZero() {
-		fmt.Fprintf(out, ", last heard %s", s.Heard.UTC().Format(time.RFC3339))
+		fmt.Fprintf(out, ", last heard %s", past(s.Heard, now))
 	}
 	if !s.Next.IsZero() {
-		fmt.Fprintf(out, ", next try %s", s.Next.UTC().Format(time.RFC3339))
+		in := "now"
+		if s.Next.After(now) {
+			in = "in " + s.Next.Sub(now).Round(time.Second).String()
+		}
+		fmt.Fprintf(out, ", next try %s (%s)", s.Next.UTC().Format(time.RFC3339), in)
 	}
 	fmt.Fprintln(out)
 	if s.Message != "" {
@@ -383,12 +406,12 @@ func printServer(out io.Writer, s *agent.ServerStatus) {
 	}
 }
 
-func printStatus(out io.Writer, st *agent.Status) error {
+func printStatus(out io.Writer, st *agent.Status, now time.Time) error {
 	if st.Identity != nil {
 		fmt.Fprintf(out, "identity   %s, until %s, renewed from %s\n", st.Identity.ID,
 			st.Identity.Expires.UTC().Format(time.RFC3339), st.Identity.RenewAt.UTC().Format(time.RFC3339))
 	}
-	printServer(out, st.Server)
+	printServer(out, st.Server, now)
 	fmt.Fprintf(out, "waiting    %d reports, %d keys, %d challenges\n", st.Unsent, st.PendingKeys, st.Challenges)
 	if len(st.Assignments) == 0 {
 		fmt.Fprintln(out, "nothing is assigned")

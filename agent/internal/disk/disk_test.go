@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func folder(t *testing.T) *Folder {
@@ -193,6 +194,55 @@ func TestLock(t *testing.T) {
 	if err := l.Unlock(); err != nil {
 		t.Error(err)
 	}
+}
+
+// Looking whether a lock is held makes nothing, and keeps nobody from taking it.
+func TestHeld(t *testing.T) {
+	dir := t.TempDir()
+	held := func(want bool) {
+		t.Helper()
+		if got, err := Held(dir); err != nil || got != want {
+			t.Errorf("held: %v, %v", got, err)
+		}
+	}
+	held(false)
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
+		t.Errorf("looking has made %v, %v", entries, err)
+	}
+	for range 10 {
+		l, err := TakeLock(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		held(true)
+		if err := l.Unlock(); err != nil {
+			t.Fatal(err)
+		}
+		look, err := os.Open(filepath.Join(dir, lockFile))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if others, err := locked(look); err != nil || others {
+			t.Fatal(others, err)
+		}
+		held(false) // by those who look
+		taken := make(chan error)
+		go func() {
+			l, err := TakeLock(dir)
+			if err == nil {
+				err = l.Unlock()
+			}
+			taken <- err
+		}()
+		time.Sleep(5 * time.Millisecond) // most often it is tried meanwhile
+		if err := look.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-taken; err != nil {
+			t.Fatal(err)
+		}
+	}
+	held(false)
 }
 
 // TestFoldersOfState keeps several folders in one state folder, by one open file.

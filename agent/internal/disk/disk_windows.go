@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"syscall"
@@ -22,10 +23,25 @@ func private(string, fs.FileInfo) error { return nil }
 
 var procLockFileEx = syscall.NewLazyDLL("kernel32.dll").NewProc("LockFileEx")
 
-func lock(f *os.File) error {
-	const exclusive, failImmediately = 2, 1
+const (
+	lockExclusive       = 2
+	lockFailImmediately = 1
+)
+
+func lock(f *os.File) error { return lockFileEx(f, lockExclusive|lockFailImmediately) }
+
+// locked says whether a process has the file. Any number may look at once.
+func locked(f *os.File) (bool, error) {
+	err := lockFileEx(f, lockFailImmediately)
+	if errors.Is(err, syscall.Errno(33)) { // ERROR_LOCK_VIOLATION
+		return true, nil
+	}
+	return false, err
+}
+
+func lockFileEx(f *os.File, flags uintptr) error {
 	var at syscall.Overlapped
-	if ok, _, err := procLockFileEx.Call(f.Fd(), exclusive|failImmediately, 0, 1, 0, uintptr(unsafe.Pointer(&at))); ok == 0 {
+	if ok, _, err := procLockFileEx.Call(f.Fd(), flags, 0, 1, 0, uintptr(unsafe.Pointer(&at))); ok == 0 {
 		return err
 	}
 	return nil

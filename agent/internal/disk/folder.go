@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 const (
@@ -21,6 +22,7 @@ const (
 	maxRecord     = 64 << 20
 	damagedPrefix = "damaged-"
 	maxDamaged    = 16
+	lockFile      = "lock"
 )
 
 // ErrDamaged is what Get wraps for a record that was damaged and set aside. It
@@ -251,14 +253,30 @@ func TakeLock(path string) (*Lock, error) {
 	if err != nil {
 		return nil, fmt.Errorf("locking state: %w", err)
 	}
-	f, err := root.OpenFile("lock", os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("locking state: %w", err), root.Close())
 	}
-	if err := lock(f); err != nil {
-		return nil, errors.Join(fmt.Errorf("state folder %s is in use by another agent", path), f.Close(), root.Close())
+	for tries := 50; lock(f) != nil; tries-- {
+		if tries == 0 {
+			return nil, errors.Join(fmt.Errorf("state folder %s is in use by another agent", path), f.Close(), root.Close())
+		}
+		<-time.After(10 * time.Millisecond) // it may only be looked at
 	}
 	return &Lock{f: f, path: path, root: root}, nil
+}
+
+// Held says whether a process has taken the lock of the state folder at path. Looking takes a moment, which TakeLock waits for.
+func Held(path string) (bool, error) {
+	f, err := os.OpenFile(filepath.Join(path, lockFile), os.O_RDONLY|nonblock, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("looking whether an agent runs: %w", err)
+	}
+	held, err := locked(f)
+	return held, errors.Join(err, f.Close())
 }
 
 // Folder is OpenFolder for one inside the state folder. All of them together

@@ -88,7 +88,7 @@ func (c *Contact) Opened(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.now()
-	if c.standing.Connected && now.Sub(c.standing.Heard) < heardEvery {
+	if c.standing.Connected && c.heardAt(now) {
 		return
 	}
 	if !c.standing.Connected {
@@ -102,10 +102,16 @@ func (c *Contact) Opened(ctx context.Context) {
 func (c *Contact) Answered(ctx context.Context) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if now := c.now(); now.Sub(c.standing.Heard) >= heardEvery {
+	if now := c.now(); !c.heardAt(now) {
 		c.standing.Heard = now
 		c.write(ctx)
 	}
+}
+
+// heardAt is whether it is written already that the server was heard now. What is written from a clock that was ahead is not.
+func (c *Contact) heardAt(now time.Time) bool {
+	ago := now.Sub(c.standing.Heard)
+	return ago >= 0 && ago < heardEvery
 }
 
 // Failed says why there is no stream, and after what pause it is tried again.
