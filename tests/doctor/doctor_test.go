@@ -290,6 +290,11 @@ func (s *site) cut(t *testing.T) {
 	if r := ok(p.CLI(t.Context(), "doctor", "--keep", kept))(t); r.Code != sound || !strings.Contains(r.Stdout, "signature") {
 		t.Fatalf("exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
 	}
+	damaged := filepath.Join(s.Dir, "damaged.json")
+	must(t, os.WriteFile(damaged, []byte("{}"), 0o600))
+	if r := ok(p.CLI(t.Context(), "doctor", "--keep", damaged, "--grace", "0s"))(t); r.Code != unseen || !strings.Contains(r.Stdout, "move it away") {
+		t.Errorf("with a damaged file: exit code %d: %s%s", r.Code, r.Stdout, r.Stderr)
+	}
 	must(t, p.Stop())
 	old := s.plane(t)
 	must(t, old.Start(t.Context()))

@@ -229,8 +229,12 @@ func written(ctx context.Context, state *disk.Folder) (map[string]bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	files := map[string]bool{}
-	if err := json.Unmarshal(data, &files); err != nil {
+	var files map[string]bool
+	err = json.Unmarshal(data, &files)
+	if err == nil && files == nil {
+		err = errors.New("no list of files")
+	}
+	if err != nil {
 		state.SetAside(ctx, writtenName, err)
 		return map[string]bool{}, nil
 	}

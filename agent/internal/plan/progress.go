@@ -36,7 +36,11 @@ func OpenProgress(ctx context.Context, folder *disk.Folder, log *slog.Logger) (*
 			return nil, err
 		}
 		var r apply.Report
-		if err := json.Unmarshal(data, &r); err != nil {
+		err = json.Unmarshal(data, &r)
+		if err == nil && n != disk.Key(r.Assignment) {
+			err = errors.New("not the report that the file's name is for")
+		}
+		if err != nil {
 			folder.SetAside(ctx, n, err)
 			continue
 		}

@@ -19,6 +19,26 @@ type kept struct {
 	Checkpoint string `json:"checkpoint"`
 }
 
+// parseKept reads it, with the checkpoint that stands in it. What no run can have left is refused: it says nothing about the log.
+func parseKept(data []byte) (kept, auditlog.Checkpoint, error) {
+	unreadable := func(err error) (kept, auditlog.Checkpoint, error) {
+		return kept{}, auditlog.Checkpoint{}, fmt.Errorf("what the last run kept cannot be read: put back the file of --keep, or move it away and compare with nothing this time: %w", err)
+	}
+	var k kept
+	if err := json.Unmarshal(data, &k); err != nil {
+		return unreadable(err)
+	}
+	key, err := auditlog.ParseKey(k.Verifier)
+	if err != nil {
+		return unreadable(err)
+	}
+	head, err := auditlog.ParseCheckpoint([]byte(k.Checkpoint), key)
+	if err != nil {
+		return unreadable(err)
+	}
+	return k, head, nil
+}
+
 // logCheck verifies the log's newest checkpoint, that it continues the one of an earlier run, and, if all is to be checked, each
 // record under it.
 func (v *view) logCheck(ctx context.Context, c Config) (Check, []byte) {
@@ -69,9 +89,9 @@ func (v *view) logCheck(ctx context.Context, c Config) (Check, []byte) {
 
 // continues proves that the log goes on from where an earlier run saw it. rule is set when it does not.
 func continues(ctx context.Context, c Config, verifier string) (size uint64, rule string, err error) {
-	var before kept
-	if err := json.Unmarshal(c.Kept, &before); err != nil {
-		return 0, "", fmt.Errorf("what the last run kept cannot be read: %w", err)
+	before, old, err := parseKept(c.Kept)
+	if err != nil {
+		return 0, "", err
 	}
 	if before.Verifier != verifier {
 		return 0, "log-key", fmt.Errorf("its key was %s at the last run and is %s now", before.Verifier, verifier)
@@ -79,10 +99,6 @@ func continues(ctx context.Context, c Config, verifier string) (size uint64, rul
 	key, err := auditlog.ParseKey(verifier)
 	if err != nil {
 		return 0, "", err
-	}
-	old, err := auditlog.ParseCheckpoint([]byte(before.Checkpoint), key)
-	if err != nil {
-		return 0, "", fmt.Errorf("what the last run kept cannot be read: %w", err)
 	}
 	// The newest checkpoint may be newer than the one read before.
 	now, err := c.Services.Audit.GetCheckpoint(ctx, &auditv1.GetCheckpointRequest{})

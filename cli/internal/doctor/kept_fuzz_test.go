@@ -1,0 +1,63 @@
+package doctor
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// sampleKept is what a run has left.
+const sampleKept = `{"verifier":"sallyport.example.org/audit+f08ddb1e+ASuW4K6usFrmE7XhR/POzGOZNiUDUwejj0oDy5tFIsIU","checkpoint":"sallyport.example.org/audit\n12\n47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=\n\n— sallyport.example.org/audit 8I3bHhVSaUAMHjcNxBte4Rh1K4W431gr3ZNvCLl6YDptA0dpIYuwqNYraX9XeIK2qy8Q84qnoqG6CpRI91vrFM1W0gs=\n"}`
+
+// FuzzKept reads any file as what the last run has kept: a checkpoint that is taken was signed by the key beside it, and is the same
+// after it was kept again; all else says nothing about the log, and the refusal says what to do.
+func FuzzKept(f *testing.F) {
+	f.Add([]byte(sampleKept))
+	f.Add([]byte(strings.Replace(sampleKept, `\n12\n`, `\n11\n`, 1)))
+	f.Add([]byte(strings.Replace(sampleKept, "f08ddb1e", "f08ddb1f", 1)))
+	f.Add([]byte(sampleKept[:len(sampleKept)/2]))
+	f.Add([]byte{})
+	f.Add([]byte("{}"))
+	f.Add([]byte("null"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		k, head, err := parseKept(data)
+		if bytes.Equal(data, []byte(sampleKept)) && (err != nil || head.Size != 12) {
+			t.Fatalf("%+v, %v", head, err)
+		}
+		if err != nil {
+			if k != (kept{}) || head.Size != 0 || !strings.Contains(err.Error(), "move it away") {
+				t.Fatalf("%+v, %+v, %v", k, head, err)
+			}
+			return
+		}
+		if string(head.Note) != k.Checkpoint || !strings.Contains(k.Checkpoint, fmt.Sprintf("\n%d\n", head.Size)) {
+			t.Fatalf("%+v of %q", head, k.Checkpoint)
+		}
+		again, err := json.Marshal(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if k2, head2, err := parseKept(again); err != nil || k2 != k || head2.Size != head.Size || head2.Root != head.Root {
+			t.Fatalf("%+v, %+v, %v, after %+v", k2, head2, err, k)
+		}
+	})
+}
+
+// FuzzWish takes any id of a request: one that is the deployer's is of one attempt.
+func FuzzWish(f *testing.F) {
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-12-3")
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13--1-3")
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-9223372036854775808-3")
+	f.Add("wish-of-a-tool")
+	f.Fuzz(func(t *testing.T, id string) {
+		w, ours := parseWish(id)
+		if !ours {
+			return
+		}
+		if again, ours := parseWish(fmt.Sprintf("%s-%d-%d", w.assignment, w.generation, w.attempt)); !ours || again != w || w.generation < 0 || w.attempt < 0 {
+			t.Fatalf("%q is %+v, and then %+v", id, w, again)
+		}
+	})
+}
