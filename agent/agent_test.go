@@ -60,8 +60,10 @@ func (l *logs) String() string {
 	return l.b.String()
 }
 
+// newWorld has the test run beside others: they mostly wait for servers and disks.
 func newWorld(t *testing.T, control agenttest.Config) *world {
 	t.Helper()
+	t.Parallel()
 	w := &world{T: t, ca: connectortest.NewCA(t), log: &logs{}}
 	if control.Issue == nil {
 		control.Issue = func(csr *pki.CSR) ([][]byte, error) { return w.issue(csr), nil }

@@ -21,6 +21,7 @@ import (
 	"github.com/sallyport-pki/sallyport/agent/internal/agenttest"
 	agentv1 "github.com/sallyport-pki/sallyport/gen/sallyport/agent/v1"
 	"github.com/sallyport-pki/sallyport/internal/fault"
+	"github.com/sallyport-pki/sallyport/internal/heldport"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 )
 
@@ -299,11 +300,11 @@ func TestChallenges(t *testing.T) {
 	}
 	t.Run("listen", func(t *testing.T) {
 		w := newWorld(t, agenttest.Config{})
-		lis, err := net.Listen("tcp", "127.0.0.1:0")
+		w.cfg.HTTP01.Listen = heldport.Address(t)
+		lis, err := net.Listen("tcp", w.cfg.HTTP01.Listen)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.cfg.HTTP01.Listen = lis.Addr().String()
 		w.enrol()
 		w.run()
 		w.Present(challenge)

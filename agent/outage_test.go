@@ -137,6 +137,7 @@ func TestNetworkLostInChangeOfKey(t *testing.T) {
 		{"tried, answer lost, both expired", at("first use", (*network).lose), bothDead},
 	} {
 		t.Run(o.name, func(t *testing.T) {
+			t.Parallel()
 			for range 2 { // pauses are random
 				synctest.Test(t, func(t *testing.T) {
 					site := newSite(t, time.Hour)
@@ -158,6 +159,7 @@ func TestNetworkSilent(t *testing.T) {
 	const within = 16*time.Second + 5*time.Second // between two SYNs of a try; and the pauses, which end
 	for _, method := range []string{"SubmitCSR", "ReportAssignment", "ReportObservation"} {
 		t.Run(method, func(t *testing.T) {
+			t.Parallel()
 			for range 3 { // pauses are random
 				synctest.Test(t, func(t *testing.T) {
 					site := newSite(t, 2*time.Minute)
@@ -198,6 +200,7 @@ func TestNetworkSilent(t *testing.T) {
 
 // An agent that may not come back asks no more often because its old identity is refused too: each refusal is recorded.
 func TestMayNeverComeBack(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		site := newSite(t, time.Hour)
 		site.Fail("Return", func() error { return fault.New(fault.Denied, "RETURN_TOO_LATE", "enrol again with a join token") })
