@@ -293,7 +293,7 @@ func TestCommandLine(t *testing.T) {
 		code  int
 		want  string // in either output
 	}{
-		{[]string{"--help"}, "", 0, "Private keys never leave the host"},
+		{[]string{"--help"}, "", 0, "Private keys never leave"},
 		{[]string{"version"}, "", 0, "linux/"},
 		{[]string{"completion", "bash"}, "", 0, "sallyport-agent"},
 		{[]string{"nonsense"}, "", 2, "unknown command"},
