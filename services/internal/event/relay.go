@@ -31,6 +31,7 @@ const (
 	leaseTTL    = 10 * time.Second       // until another replica takes over
 	firstPause  = 100 * time.Millisecond // after a failure, doubling
 	longPause   = 5 * time.Second
+	lastBound   = time.Second // for what waits at a stop
 )
 
 var errAway = errors.New("not connected to NATS")
@@ -74,12 +75,12 @@ func NewRelay(c RelayConfig) (*Relay, error) {
 	return &Relay{c: c, published: newPublished(), hurry: c.DB.Listen(hurryTopic)}, nil
 }
 
-// Run relays until ctx ends. While NATS or the database is away it tries again, for ever.
+// Run relays until stopping ends. While NATS or the database is away it tries again, for ever.
 //
 // Beside that it looks after outbox and inbox: what the broker has lost is published again, what is old is forgotten.
-func (r *Relay) Run(ctx context.Context) error {
+func (r *Relay) Run(stopping context.Context) error {
 	emitted := r.c.DB.Listen(outboxTopic)
-	return lease.Run(ctx, r.c.DB, "outbox", leaseTTL, func(ctx context.Context) error {
+	return lease.Run(stopping, r.c.DB, "outbox", leaseTTL, func(ctx context.Context) error {
 		keep := &upkeep{Relay: r, answered: map[string]bool{}}
 		for keep.begin(ctx); ctx.Err() == nil; {
 			again := keep.pass(ctx)
@@ -88,14 +89,30 @@ func (r *Relay) Run(ctx context.Context) error {
 			}
 			select {
 			case <-ctx.Done():
-				return nil
 			case <-emitted:
 				r.linger(ctx)
 			case <-time.After(again):
 			}
 		}
+		if stopping.Err() != nil && keep.compared {
+			r.last(ctx)
+		}
 		return nil
 	})
+}
+
+// last publishes what waits at an orderly stop, for at most a second: else it would wait for the next start. Should the lease be lost
+// meanwhile nothing is marked, and the next relay publishes it again.
+func (r *Relay) last(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), lastBound)
+	defer cancel()
+	for n := 1; n > 0; {
+		var err error
+		if n, err = r.pass(ctx); err != nil {
+			r.c.Log.InfoContext(ctx, "events wait in the outbox until the next start", "service", r.c.Service, "error", err)
+			return
+		}
+	}
 }
 
 // drain publishes until nothing waits or ctx ends. While there is always something, it comes back now and then, for what else is to

@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
@@ -99,4 +100,28 @@ func (w *world) emitApart(subjects []string) {
 			return waiting == 0
 		})
 	}
+}
+
+// TestStopPublishes what was emitted just before: nothing waits for the next start.
+func TestStopPublishes(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		r, err := event.NewRelay(event.RelayConfig{DB: w.from, JS: w.js, Service: "issuer", Log: servicetest.Log(t), Linger: time.Hour})
+		must(t, err)
+		var n int
+		for range 5 { // a machine that is busy may take too long for it
+			stop := w.spawn(r.Run)
+			w.eventually("it relays", func() bool {
+				w.query(w.from, &n, `SELECT count(*) FROM event_mark WHERE name = 'stream'`)
+				return n == 1
+			})
+			w.emit(names("last", 3)...)
+			stop()
+			if n = waits(w); n == 0 {
+				return
+			}
+		}
+		t.Errorf("%d events wait", n)
+	})
 }
