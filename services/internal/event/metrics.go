@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -24,8 +26,11 @@ type Monitored struct {
 	Consumers map[string][]string
 }
 
-// Monitor shows how events and the database fare, and checks both and the broker.
+// Monitor shows how events and the database fare, and checks both and the broker. It refuses consumers of which two would hear the same event.
 func Monitor(m *monitor.Service, w Monitored) error {
+	if err := apart(w.Consumers); err != nil {
+		return err
+	}
 	m.Check(monitor.Check{
 		Name: "database", Fails: "the database does not answer or takes no writes: the log says why", Test: w.DB.Check,
 	})
@@ -51,6 +56,28 @@ func Monitor(m *monitor.Service, w Monitored) error {
 		}
 	}
 	return nil
+}
+
+// apart refuses consumers whose subjects overlap: their inbox, and what they have postponed, know an event by its id alone, so that it
+// would go to one of them.
+func apart(consumers map[string][]string) error {
+	whose := map[string]string{}
+	for name, subjects := range consumers {
+		for _, subject := range subjects {
+			for other, owner := range whose {
+				if owner != name && overlap(subject, other) {
+					return fmt.Errorf("consumers %s and %s of one service would share the events of %s and %s", name, owner, subject, other)
+				}
+			}
+			whose[subject] = name
+		}
+	}
+	return nil
+}
+
+// overlap is for subjects whose only wildcard is *.
+func overlap(a, b string) bool {
+	return slices.EqualFunc(strings.Split(a, "."), strings.Split(b, "."), func(a, b string) bool { return a == b || a == "*" || b == "*" })
 }
 
 func newPublished() *prometheus.CounterVec {

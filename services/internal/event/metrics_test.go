@@ -100,3 +100,30 @@ func must(t *testing.T, err error) {
 		t.Fatal(err)
 	}
 }
+
+// TestConsumersApart: an event that two consumers of a service would hear would go to one of them.
+func TestConsumersApart(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		a, b []string
+		good bool
+	}{
+		{[]string{event.FactsOf("issuer"), event.FactsOf("deployer")}, []string{event.ObservationsOf("issuer")}, true},
+		{[]string{event.FactsOf("issuer")}, []string{event.FactsOf("deployer")}, true},
+		{[]string{event.FactsOf("*")}, []string{event.ObservationsOf("*")}, true},
+		{[]string{event.FactsOf("issuer")}, []string{event.ObservationsOf("issuer"), event.FactsOf("issuer")}, false},
+		{[]string{event.FactsOf("*")}, []string{event.FactsOf("issuer")}, false},
+		{[]string{event.FactsOf("issuer")}, []string{event.FactsOf("*")}, false},
+	} {
+		w := newWorld(t, servicetest.SQLite(t))
+		relay, err := event.NewRelay(event.RelayConfig{DB: w.from, JS: w.js, Service: "inventory", Log: servicetest.Log(t)})
+		must(t, err)
+		m, err := monitor.New(servicetest.Log(t))
+		must(t, err)
+		err = event.Monitor(m.Service("inventory"), event.Monitored{DB: w.from, JS: w.js, Relay: relay, Consumers: map[string][]string{"a": test.a, "b": test.b}})
+		if (err == nil) != test.good {
+			t.Errorf("%v and %v: %v", test.a, test.b, err)
+		}
+		must(t, m.Close())
+	}
+}
