@@ -348,6 +348,16 @@ func Time(micros int64) time.Time {
 	return time.UnixMicro(micros).UTC()
 }
 
+// ServerStarted is when the server was started on which tx runs: that of another, as after a failover, is another. A file has none: zero.
+func (d *DB) ServerStarted(ctx context.Context, tx Tx) (time.Time, error) {
+	if d.Exclusive() {
+		return time.Time{}, nil
+	}
+	var micros int64
+	err := tx.QueryRow(ctx, `SELECT (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint`).Scan(&micros)
+	return Time(micros), err
+}
+
 // In writes the placeholders of an IN list, "($4, $5)", and appends its values to args. The list of no values matches nothing.
 func In[T any](args *[]any, values []T) string {
 	if len(values) == 0 {

@@ -27,13 +27,16 @@ type Attendance struct {
 	Durable string
 	Log     *slog.Logger
 	Now     func() time.Time
+
+	ground  ground // what the place was last found to be right for
+	refused bool   // the broker has not taken the consumer back
 }
 
 func (a *Attendance) name() string { return "consumer/" + a.Durable }
 
 // Begin makes the consumer at JetStream, or brings it up to date. If events may have gone by unheard since the last time, it
 // says so in the log and as a fact, <service>.events.missed, and asks all services to publish them again as far as they
-// still have them.
+// still have them. What the store has lost since it last noted how far it was comes again.
 func (a *Attendance) Begin(ctx context.Context, c jetstream.ConsumerConfig) (jetstream.Consumer, error) {
 	stream, err := a.JS.Stream(ctx, StreamName)
 	if err != nil {
@@ -74,9 +77,14 @@ func (a *Attendance) Begin(ctx context.Context, c jetstream.ConsumerConfig) (jet
 		return nil, fmt.Errorf("creating the consumer: %w", err)
 	}
 	if missed != nil {
-		err = a.tell(ctx, *missed)
+		if err := a.tell(ctx, *missed); err != nil {
+			return nil, err
+		}
 	}
-	return consumer, err
+	if err := a.notePlace(ctx, consumer); err != nil { // before anything is heard
+		return nil, fmt.Errorf("noting the consumer's place: %w", err)
+	}
+	return consumer, nil
 }
 
 // metadata is what the consumer tells already.
@@ -128,20 +136,26 @@ func (a *Attendance) tell(ctx context.Context, g gap) error {
 // errForgotten ends a subscription, so that the next Begin tells of the gap.
 var errForgotten = errors.New("the stream has forgotten an event before it was handled")
 
-// Run writes down now and then until when everything was heard, until ctx ends or the stream has forgotten what was not.
+// Run writes down now and then until when everything was heard, and how far that is, until ctx ends or the stream has forgotten what was not.
 func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error {
-	for {
-		pause, err := a.note(ctx, consumer)
-		switch {
-		case errors.Is(err, errForgotten), errors.Is(err, errSetBack):
-			return err
-		case err != nil && ctx.Err() == nil:
-			a.Log.WarnContext(ctx, "noting until when events were heard", "consumer", a.Durable, "error", err)
+	for due := time.Now(); ; {
+		if !time.Now().Before(due) {
+			pause, err := a.note(ctx, consumer)
+			switch {
+			case errors.Is(err, errForgotten), errors.Is(err, errSetBack):
+				return err
+			case err != nil && ctx.Err() == nil:
+				a.Log.WarnContext(ctx, "noting until when events were heard", "consumer", a.Durable, "error", err)
+			}
+			due = time.Now().Add(pause)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(pause):
+		case <-time.After(min(placeEach, time.Until(due))):
+		}
+		if err := a.notePlace(ctx, consumer); err != nil && ctx.Err() == nil {
+			a.Log.WarnContext(ctx, "noting which events were heard", "consumer", a.Durable, "error", err)
 		}
 	}
 }

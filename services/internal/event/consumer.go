@@ -50,7 +50,7 @@ type ConsumerConfig struct {
 	// Letters, digits, - and _. Replicas share one.
 	Durable string
 	// Filter lists the subjects: FactsOf, ObservationsOf. Two consumers of one service share its inbox, so their filters
-	// must not overlap: an event goes to one of them.
+	// must not overlap: an event goes to one of them. Monitor refuses it.
 	Filter []string
 	// Wanted, if set, says by type and subject whether an event is for this consumer at all. One that is not is neither handled
 	// nor remembered.
@@ -153,6 +153,7 @@ func (c *Consumer) consume(ctx context.Context) error {
 	}()
 	work, cancel := Finishing(ctx, c.c.JS.Conn(), messages)
 	defer cancel()
+	defer c.attendance.Leave(ctx, cons)
 	g, reading := errgroup.WithContext(work)
 	g.Go(func() error {
 		defer messages.Drain()
@@ -272,8 +273,10 @@ func (c *Consumer) message(ctx context.Context, m jetstream.Msg) {
 	}
 }
 
+// doubleAck waits until JetStream has taken the acknowledgement, but not for long: of a message that it is about to deliver again, as
+// when a replica that begins has taken the consumer back, it takes none.
 func doubleAck(ctx context.Context, m jetstream.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, ackTimeout)
+	ctx, cancel := context.WithTimeout(ctx, stillBusy)
 	defer cancel()
 	return m.DoubleAck(ctx)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,8 +71,7 @@ func (a *Attendance) compare(ctx context.Context, stream jetstream.Stream, c jet
 	if err != nil || !told.After(known) {
 		return metadata[metaNoted], err
 	}
-	subjects := append(slices.Clone(c.FilterSubjects), c.FilterSubject)
-	if !slices.ContainsFunc(subjects, func(s string) bool { return strings.HasSuffix(s, "."+facts) }) { // observations come again by themselves
+	if !hearsFacts(c) {
 		return metadata[metaNoted], setMark(ctx, a.DB, a.noted(), told)
 	}
 	a.Log.ErrorContext(ctx, "the store does not know how far its consumer has come: the store was restored from a backup or another was put in its place, or another deployment uses this broker. All services publish again what they keep, and who has it drops it",
@@ -93,6 +91,10 @@ func (a *Attendance) compare(ctx context.Context, stream jetstream.Stream, c jet
 			Facts:  map[string]string{"consumer": a.Durable, "known": known.UTC().Format(time.RFC3339), "told": told.UTC().Format(time.RFC3339)},
 		})
 		if err != nil {
+			return err
+		}
+		// What it has heard since comes again from who keeps it, and the events of the lost time do not (decision 14).
+		if _, err := tx.Exec(ctx, `DELETE FROM event_mark WHERE name = $1`, a.place(stream.CachedInfo())); err != nil {
 			return err
 		}
 		return setMarkIn(ctx, tx, a.noted(), told)

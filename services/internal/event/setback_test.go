@@ -3,6 +3,7 @@ package event_test
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -86,7 +87,7 @@ func (w *world) told(d *db.DB) (n int) {
 }
 
 // TestStreamOfTheLostTime: the stores are set back to a backup, and the broker is not. What a store publishes and the broker says to
-// have delivered since comes again to whom it was lost; what the stream has of the lost time is heard, once.
+// have delivered since comes again to whom it was lost; what the stream has of the lost time is heard, once, also by whom it was heard then.
 func TestStreamOfTheLostTime(t *testing.T) {
 	t.Parallel()
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
@@ -123,7 +124,7 @@ func TestStreamOfTheLostTime(t *testing.T) {
 		}
 		w.consume(note)
 		relay = w.relay()
-		want := []string{"before", "between", "lost, and nobody heard it", "stores/issuer"}
+		want := []string{"before", "between", "lost", "lost, and nobody heard it", "stores/issuer"}
 		w.arrives(want...)
 		w.ownAt(clock)
 		w.eventually("the other service has published again", func() bool { return w.messagesOf("deployer") == 2 })
@@ -265,6 +266,7 @@ func TestStoreThatHasOnlyHeard(t *testing.T) {
 			})
 			relay = w.relay()
 			w.arrives("before", "heard")
+			w.eventually("all is published again", func() bool { return w.messagesOf("issuer") >= 3 })
 			w.published(t)
 			heard()
 			relay()
@@ -272,5 +274,132 @@ func TestStoreThatHasOnlyHeard(t *testing.T) {
 		if n := w.messagesOf("issuer"); n != 3 {
 			t.Errorf("%d messages for two events, of which both came again, together", n)
 		}
+	})
+}
+
+// crashing is a consumer that ends as a process does that is killed: it tells nobody.
+func (w *world) crashing(h handler) (crash func()) {
+	w.t.Helper()
+	conn := w.broker.Connect()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	c, err := event.NewConsumer(event.ConsumerConfig{DB: w.to, JS: js, Durable: "deployer", Filter: []string{event.FactsOf("issuer")}, Handle: event.Each(h), Log: servicetest.Log(w.t)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	stop := w.spawn(c.Run)
+	return sync.OnceFunc(func() { conn.Close(); stop() })
+}
+
+// delivered is how many messages the broker has delivered to the consumer since it was made or taken back.
+func (w *world) delivered() uint64 {
+	w.t.Helper()
+	w.eventually("the broker has delivered everything", w.idle)
+	cons, err := w.js.Consumer(w.t.Context(), event.StreamName, "deployer")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return cons.CachedInfo().Delivered.Consumer
+}
+
+// TestStoreSetBackByAMoment has only heard since, and for less time than passes until it tells the broker. It hears again, and nobody else
+// is troubled.
+func TestStoreSetBackByAMoment(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		w.relay()
+		heard := w.consume(note)
+		w.emit("before")
+		w.arrives("before")
+		w.eventually("it tells the broker what it has noted", func() bool {
+			cons, err := w.js.Consumer(t.Context(), event.StreamName, "deployer")
+			return err == nil && cons.CachedInfo().Config.Metadata["sallyport-noted"] != ""
+		})
+		restore := w.backup(w.to)
+		w.emit("lost")
+		w.arrives("before", "lost")
+		w.published(t)
+		n := w.messagesOf("issuer")
+		heard()
+		restore()
+		w.consume(note)
+		w.arrives("before", "lost")
+		w.delivered()
+		var tells int
+		w.query(w.to, &tells, `SELECT count(*) FROM outbox`)
+		if now := w.messagesOf("issuer"); now != n || tells != 0 {
+			t.Errorf("%d messages were published again, and %d events tell of it", now-n, tells)
+		}
+	})
+}
+
+// TestHeardAgainAfterACrash: what was heard since the place was last noted comes again and is not handled again. After a stop in order
+// nothing comes again.
+func TestHeardAgainAfterACrash(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		w.relay()
+		begun, crash, all := time.Now(), w.crashing(note), names("m", 5)
+		w.emitApart(all)
+		w.arrives(all...)
+		w.delivered()
+		crash()
+		stop := w.consume(note)
+		w.emitApart([]string{"n"})
+		all = append(all, "n")
+		w.arrives(all...)
+		before := w.delivered()
+		if before != 6 && time.Since(begun) < 20*time.Second { // or the place was noted meanwhile
+			t.Errorf("after a crash %d messages are delivered, want 6", before)
+		}
+		for _, name := range names("o", 5) { // a machine that is busy may take too long for the note at the stop
+			stop()
+			var place int
+			w.query(w.to, &place, `SELECT at FROM event_mark WHERE name LIKE 'place/deployer/%'`)
+			stop = w.consume(note)
+			w.emitApart([]string{name})
+			noted := place == len(all)+1
+			all = append(all, name)
+			w.arrives(all...)
+			if after := w.delivered(); noted {
+				if after != before+1 {
+					t.Errorf("after a stop %d messages are delivered, want %d", after, before+1)
+				}
+				return
+			}
+		}
+		t.Error("no stop notes the place")
+	})
+}
+
+// TestReplicaBeginsWhileAnotherHandles takes the consumer back which they share. Nothing is handled twice, nothing is missed, and the other goes on.
+func TestReplicaBeginsWhileAnotherHandles(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newWorld(t, c)
+		w.relay()
+		w.consume(note)
+		all := names("m", 300)
+		var emitting sync.WaitGroup
+		emitting.Go(func() {
+			for _, s := range all {
+				w.emit(s)
+				if len(w.noted()) < 20 {
+					w.published(t)
+				}
+			}
+		})
+		defer emitting.Wait()
+		for range 3 {
+			before := len(w.noted())
+			w.eventually("events are handled meanwhile", func() bool { n := len(w.noted()); return n > before || n == len(all) })
+			w.crashing(note)()
+		}
+		w.arrives(all...)
+		w.delivered()
 	})
 }

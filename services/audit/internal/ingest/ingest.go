@@ -99,6 +99,7 @@ func (i *Ingest) consume(ctx context.Context) error {
 	}
 	work, cancel := event.Finishing(ctx, i.c.JS.Conn(), messages)
 	defer cancel()
+	defer i.attendance.Leave(ctx, consumer)
 	g, reading := errgroup.WithContext(work)
 	in := i.receive(reading, messages)
 	var left, unrecorded []jetstream.Msg // when this ends: of what was not handed over, and of what was
