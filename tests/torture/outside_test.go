@@ -70,6 +70,9 @@ func (w *world) served(ctx context.Context, h *host, requests map[string]*issuer
 	a := ok(w.deployer.ListAssignments(ctx, &deployerv1.ListAssignmentsRequest{Deployment: h.Name, PageSize: 1000}))(w.t)
 	live := 0
 	for _, one := range a.GetAssignments() {
+		if begun := w.promised[one.GetId()]; one.GetGeneration() < begun {
+			w.t.Errorf("generation %d of %s was begun, there is %d", begun, h.Name, one.GetGeneration())
+		}
 		if one.GetState() == deployerv1.AssignmentState_ASSIGNMENT_STATE_WITHDRAWN {
 			continue
 		}

@@ -38,7 +38,10 @@ func (w *world) work(ctx context.Context, points []crash.Point) {
 		}
 		if w.r.IntN(often) == 0 {
 			call(func(ctx context.Context) {
-				_, _ = w.deployer.RenewDeployment(ctx, &deployerv1.RenewDeploymentRequest{Name: h.Name, Reason: "torture"})
+				got, _ := w.deployer.RenewDeployment(ctx, &deployerv1.RenewDeploymentRequest{Name: h.Name, Reason: "torture"})
+				for _, a := range got.GetAssignments() {
+					w.promised[a.GetId()] = max(w.promised[a.GetId()], a.GetGeneration())
+				}
 			})
 		}
 	}

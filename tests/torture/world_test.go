@@ -122,6 +122,8 @@ type world struct {
 	killed, atRandom int
 	died             crash.Point // where one was killed last
 
+	promised map[string]int64 // by assignment: the generation that the deployer has answered it has begun
+
 	patient bool // orders are left the time to come to their end
 }
 
@@ -139,7 +141,7 @@ type host struct {
 
 func newWorld(t *testing.T, kind string, b *book, r *rand.Rand) *world {
 	dir := ok(os.MkdirTemp(ground, ""))(t)
-	w := &world{Lab: lab.New(dir, bin), t: t, r: r, tally: &tally{book: b, file: filepath.Join(dir, "seen")}}
+	w := &world{Lab: lab.New(dir, bin), t: t, r: r, promised: map[string]int64{}, tally: &tally{book: b, file: filepath.Join(dir, "seen")}}
 	t.Cleanup(func() { w.Close(); _ = os.RemoveAll(dir) })
 	switch kind {
 	case "sqlite":
