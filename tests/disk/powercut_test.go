@@ -71,9 +71,15 @@ func (w *witness) works(t *testing.T, s *site, d time.Duration) {
 	defer working.Wait()
 	defer cancel()
 	pause(ctx, d)
+	w.promises(ctx, t, s, 10, 2)
+}
+
+// promises waits until so many tokens and deployments are acknowledged, in all: on a slow machine a moment may have none.
+func (w *witness) promises(ctx context.Context, t *testing.T, s *site, tokens, deployments int) {
+	t.Helper()
 	s.await(ctx, t, "something to be acknowledged", func() (err error) {
 		w.note(func() {
-			if len(w.hosts) < 10 || len(w.deployments) < 2 {
+			if len(w.hosts) < tokens || len(w.deployments) < deployments {
 				err = fmt.Errorf("%d tokens, %d deployments", len(w.hosts), len(w.deployments))
 			}
 		})
@@ -86,7 +92,10 @@ func (s *site) round(t *testing.T, w *witness, r *rand.Rand, round int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	var before int
+	w.note(func() { before = len(w.hosts) })
 	working := w.work(ctx, t, s, round)
+	w.promises(ctx, t, s, before+10, 0)
 	time.Sleep(time.Duration(300+r.IntN(1500)) * time.Millisecond) // the random moment is what is tested
 	if r.IntN(2) == 0 {
 		must(t, s.volume.Scatter(r))
