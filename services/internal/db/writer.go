@@ -42,13 +42,15 @@ type call struct {
 	outcome chan error    // what the function returned
 	result  chan error    // what became of it
 	probe   bool          // it only looks whether it gets its turn
-	again   bool          // it succeeded once, and was rolled back with another's failure
+	again   bool          // it ran once, and was rolled back with another's failure, or failed by what was rolled back
+	refusal error         // it failed, which counts if what it saw is committed
 }
 
-// errAgain is the result of a call whose transaction was rolled back because of another.
+// errAgain is the result of a call whose transaction was rolled back because of another, or that failed by what another had written
+// in a transaction that was then rolled back.
 var errAgain = errors.New("rolled back with the failure of another")
 
-// rolledBack is the result of a call that succeeded, in a transaction that was lost with another call.
+// rolledBack is the result of a call that ran to its end in a transaction that was lost with another call.
 func (c *call) rolledBack() error {
 	if c.again || c.probe {
 		return unavailable("a write that shared the transaction found no room, or a disk that does not work, and all of it was rolled back")
@@ -80,12 +82,10 @@ func (w *writer) do(ctx context.Context, fn func(context.Context, Tx) error) ([]
 	return topics, err
 }
 
-// rehearsal is fn failing as another's failure makes it fail: after all of its work.
+// rehearsal is fn failing as another's failure makes it fail: after all of its work, and whatever came of it.
 func rehearsal(fn func(context.Context, Tx) error) func(context.Context, Tx) error {
 	return func(ctx context.Context, tx Tx) error {
-		if err := fn(ctx, tx); err != nil {
-			return err
-		}
+		_ = fn(ctx, tx)
 		return errAgain
 	}
 }
@@ -142,8 +142,9 @@ func (w *writer) run() {
 }
 
 // group runs c and the calls that arrive meanwhile in one transaction. Failures are rare and savepoints are not cheap, so one that
-// fails has those before it begin again; once one of these has come back, all that follow are behind savepoints, so that no
-// call begins more than twice.
+// fails begins again, with those before it; once one of these has come back, all that follow are behind savepoints, so that no
+// call begins more than twice. A call that fails may do so for what those before it have written, so its failure counts, as their
+// success does, once that is committed.
 func (w *writer) group(c *call) {
 	if err := w.begin(); err != nil {
 		w.drop()
@@ -151,7 +152,7 @@ func (w *writer) group(c *call) {
 		c.result <- err
 		return
 	}
-	var done []*call // succeeded, waiting for the COMMIT
+	var ran []*call // to their end, waiting for the COMMIT
 	careful := false
 	for n := 1; ; n++ {
 		careful = careful || c.again
@@ -159,21 +160,22 @@ func (w *writer) group(c *call) {
 		if broken != nil {
 			w.drop()
 			c.result <- broken
-			for _, c := range done {
+			for _, c := range ran {
 				c.result <- c.rolledBack()
 			}
 			return
 		}
-		if err == nil {
-			done = append(done, c)
-		} else {
+		if err != nil && n == 1 { // all is rolled back, and nobody else was there
 			c.result <- err
-			if !careful || n == 1 { // all is rolled back
-				for _, c := range done {
-					c.result <- errAgain
-				}
-				return
+			return
+		}
+		c.refusal = err
+		ran = append(ran, c)
+		if err != nil && !careful { // all is rolled back
+			for _, c := range ran {
+				c.result <- errAgain
 			}
+			return
 		}
 		if n == maxGroup {
 			break
@@ -188,17 +190,17 @@ func (w *writer) group(c *call) {
 		}
 		w.drop()
 		err = fmt.Errorf("committing: %w", err)
-		for _, c := range done {
+		for _, c := range ran {
 			c.result <- err
 		}
 		return
 	}
 	counted := 0
-	for _, c := range done {
-		if !c.probe {
+	for _, c := range ran {
+		if c.refusal == nil && !c.probe {
 			counted++
 		}
-		c.result <- nil
+		c.result <- c.refusal
 	}
 	if counted > 0 {
 		w.size.Observe(float64(counted))
