@@ -501,3 +501,29 @@ func TestCloseWaits(t *testing.T) {
 		}
 	})
 }
+
+// TestServerStarted tells one run of a server from another: it says the same as long as it is one, to all who use it. A file has none.
+func TestServerStarted(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		ask := func(d *db.DB) (at time.Time) {
+			err := d.Read(t.Context(), func(ctx context.Context, tx db.Tx) (err error) {
+				at, err = d.ServerStarted(ctx, tx)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return at
+		}
+		first := open(t, c)
+		at := ask(first)
+		if at.IsZero() != (c.Driver == db.SQLite) || at.After(time.Now().Add(time.Second)) {
+			t.Fatalf("the server was started at %s", at)
+		}
+		shut(t, first)
+		if now := ask(open(t, c)); !now.Equal(at) {
+			t.Errorf("it was started at %s, and now at %s", at, now)
+		}
+	})
+}
