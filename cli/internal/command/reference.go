@@ -150,6 +150,7 @@ The other programs have these:
 | 2 | the configuration or the command line is wrong | the same: starting it again does not help |
 | 3 | this host is not enrolled | |
 | 4 | check: something cannot work | |
+| 5 | status: no agent runs on this host | |
 `
 
 func commandsPage(root *cobra.Command) []byte {
