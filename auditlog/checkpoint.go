@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 
@@ -87,13 +86,4 @@ func parseTreeHead(text string) (Checkpoint, error) {
 		return Checkpoint{}, fmt.Errorf("%q is not a root hash", lines[2])
 	}
 	return Checkpoint{Origin: lines[0], Size: size, Root: Hash(root)}, nil
-}
-
-// ReadCheckpoint reads and verifies a checkpoint file.
-func ReadCheckpoint(file string, key note.Verifier) (Checkpoint, error) {
-	signed, err := os.ReadFile(file)
-	if err != nil {
-		return Checkpoint{}, fmt.Errorf("reading the checkpoint: %w", err)
-	}
-	return ParseCheckpoint(signed, key)
 }
