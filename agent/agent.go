@@ -13,7 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
 	"runtime"
 	"strings"
 	"time"
@@ -130,7 +129,10 @@ func (a *Agent) place(name string, settings map[string]string) (connector.Place,
 	return c.At(settings)
 }
 
-const maxCredentials = 4 << 10
+const (
+	maxCredentials = 4 << 10
+	maxTokenFile   = 4 << 10
+)
 
 // proxyDialer gives nil for dialling directly.
 func proxyDialer(cfg Config) (rpc.Dialer, error) {
@@ -358,7 +360,7 @@ func (a *Agent) enrolByFile(ctx context.Context, ids *enroll.Store) error {
 	if a.cfg.TokenFile == "" {
 		return enroll.ErrNotEnrolled
 	}
-	text, err := os.ReadFile(a.cfg.TokenFile)
+	text, err := disk.ReadPath(a.cfg.TokenFile, maxTokenFile)
 	if err != nil {
 		return fmt.Errorf("%w; token_file: %w", enroll.ErrNotEnrolled, err)
 	}

@@ -24,6 +24,7 @@ func FuzzParseKeyPEM(f *testing.F) {
 		f.Add(append(EncodeChainPEM(nil), bytes.Replace(text, []byte("PRIVATE KEY"), []byte("ENCRYPTED PRIVATE KEY"), 2)...))
 		f.Add(append([]byte("-----BEGIN EC PARAMETERS-----\nBggqhkjOPQMBBw==\n-----END EC PARAMETERS-----\n"), text...))
 		f.Add(text[:len(text)/2])
+		f.Add(append(bytes.Repeat([]byte("#\n"), maxKeyPEM/2), text...))
 	}
 	key, err := GenerateKey(RSA2048)
 	if err != nil {

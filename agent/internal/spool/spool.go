@@ -26,7 +26,8 @@ import (
 // Bound is how many reports may wait.
 const Bound = 1000
 
-var reportName = regexp.MustCompile(`^[0-9]{20}$`)
+// reportName leaves out what no count of reports comes to.
+var reportName = regexp.MustCompile(`^0[0-9]{19}$`)
 
 // Spool is a queue on disk. Calls may come from several goroutines.
 type Spool struct {

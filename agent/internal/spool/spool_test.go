@@ -121,8 +121,10 @@ func TestDamagedReportIsPassedOver(t *testing.T) {
 	if err := s.folder.Put(fmt.Sprintf("%020d", 0), []byte{0xff, 0xff}); err != nil { // sealed, but no report
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "zzz"), nil, 0o600); err != nil { // strange
-		t.Fatal(err)
+	for _, strange := range []string{"zzz", "99999999999999999999"} {
+		if err := os.WriteFile(filepath.Join(dir, strange), []byte(strange), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if got := fmt.Sprint(drain(t, open(t, dir))); got != "[r2]" {
 		t.Error(got)
