@@ -63,9 +63,13 @@ func (s *site) settles(ctx context.Context, t *testing.T, w *witness) {
 		}
 	}
 	s.doctor(t)
-	if left, err := os.ReadDir(s.host.State + "/spool"); err != nil || len(left) > 0 {
-		t.Errorf("reports wait at the agent: %v, %v", left, err)
-	}
+	s.await(ctx, t, "the agent to forget what was confirmed", func() error {
+		left, err := os.ReadDir(s.host.State + "/spool")
+		if err == nil && len(left) > 0 {
+			err = fmt.Errorf("%v", left)
+		}
+		return err
+	})
 }
 
 // attempt is the end of a request's id.
