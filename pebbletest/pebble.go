@@ -73,6 +73,7 @@ type Options struct {
 // Pebble is a running CA.
 type Pebble struct {
 	api, management *httptest.Server
+	one             sync.Mutex // request at a time
 	dns             *challtestsrv.ChallSrv
 	store           *db.MemoryStore
 	tls             *x509.Certificate
@@ -131,7 +132,7 @@ func Start(o Options) (*Pebble, error) {
 		p.Close()
 		return nil, err
 	}
-	if p.management, err = serve(o.Address, endpoint, front.ManagementHandler()); err != nil {
+	if p.management, err = serve(o.Address, endpoint, p.serialised(front.ManagementHandler())); err != nil {
 		p.Close()
 		return nil, err
 	}
@@ -370,13 +371,13 @@ func adviseEvery(every time.Duration, h http.Handler) http.Handler {
 	})
 }
 
-// serialised lets one request through at a time, and finalize answers only when the certificate it began is in the store:
-// Pebble 2.10.1 takes its locks in different orders and stops for good under concurrent use (letsencrypt/pebble#554).
+// serialised lets one request through at a time, of clients and of tests, and finalize answers only when the certificate it began is in
+// the store: Pebble 2.10.1 takes its locks in different orders and stops for good under concurrent use (letsencrypt/pebble#554), and
+// reads renewal advice without one.
 func (p *Pebble) serialised(h http.Handler) http.Handler {
-	var one sync.Mutex
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		one.Lock()
-		defer one.Unlock()
+		p.one.Lock()
+		defer p.one.Unlock()
 		h.ServeHTTP(w, r)
 		if url := w.Header().Get("Location"); r.URL.Path == NewOrder && url != "" {
 			p.orders.Store(url, true)

@@ -4,7 +4,9 @@ package doctor
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/mod/sumdb/note"
 	_ "modernc.org/sqlite" // driver "sqlite"
 
 	"github.com/sallyport-pki/sallyport/tests/lab"
@@ -174,9 +177,29 @@ var damages = []damage{
 	{rule: "log-verified", service: "audit", subject: "log", full: true, late: true, files: func(data string) error {
 		return edit(filepath.Join(data, "audit", "log", "tile", "entries"), `"actor":"`, `"actoR":"`)
 	}},
-	{rule: "log-key", service: "audit", subject: "log", files: func(data string) error {
-		return edit(filepath.Join(data, "kept.json"), "sallyport.local/audit+", "sallyport.local/audit+0")
-	}},
+	{rule: "log-key", service: "audit", subject: "log", files: func(data string) error { return keepAnother(filepath.Join(data, "kept.json")) }},
+}
+
+// keepAnother writes what doctor would have kept of a log of the same name under another key.
+func keepAnother(file string) error {
+	const log = "sallyport.local/audit"
+	secret, verifier, err := note.GenerateKey(rand.Reader, log)
+	if err != nil {
+		return err
+	}
+	signer, err := note.NewSigner(secret)
+	if err != nil {
+		return err
+	}
+	signed, err := note.Sign(&note.Note{Text: log + "\n1\n" + base64.StdEncoding.EncodeToString(make([]byte, 32)) + "\n"}, signer)
+	if err != nil {
+		return err
+	}
+	kept, err := json.Marshal(map[string]string{"verifier": verifier, "checkpoint": string(signed)})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(file, kept, 0o600)
 }
 
 func (s *site) run(t *testing.T, d damage, code int) {
