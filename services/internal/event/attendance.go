@@ -1,6 +1,7 @@
 package event
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,8 +29,9 @@ type Attendance struct {
 	Log     *slog.Logger
 	Now     func() time.Time
 
-	ground  ground // what the place was last found to be right for
-	refused bool   // the broker has not taken the consumer back
+	each    time.Duration // between two notes of the place; 0 is placeEach
+	ground  ground        // what the place was last found to be right for
+	refused bool          // the broker has not taken the consumer back
 }
 
 func (a *Attendance) name() string { return "consumer/" + a.Durable }
@@ -152,7 +154,7 @@ func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(min(placeEach, time.Until(due))):
+		case <-time.After(min(cmp.Or(a.each, placeEach), time.Until(due))):
 		}
 		if err := a.notePlace(ctx, consumer); err != nil && ctx.Err() == nil {
 			a.Log.WarnContext(ctx, "noting which events were heard", "consumer", a.Durable, "error", err)

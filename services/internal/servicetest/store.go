@@ -85,31 +85,51 @@ var startPostgres = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", errors.Join(err, os.RemoveAll(dir))
 	}
-	initdb := exec.Command(filepath.Join(bin, "initdb"), "-D", filepath.Join(dir, "data"), "-A", "trust", "-U", "postgres",
-		"--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C")
-	initdb.Dir = dir
-	initdb.SysProcAttr = attr
-	if out, err := initdb.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("%s: %w\n%s", initdb, err, out), os.RemoveAll(dir))
+	if err := runAs(attr, dir, filepath.Join(bin, "initdb"), append(initdbArgs, "-D", filepath.Join(dir, "data"))...); err != nil {
+		return "", errors.Join(err, os.RemoveAll(dir))
 	}
-	// The shell outlives the test process by the moment it takes to stop the server and remove its files.
-	const script = `cd / && "$1/postgres" -D "$0/data" -k "$0" -c listen_addresses= -c fsync=off -c max_connections=200 -c shared_buffers=32MB >"$0/log" 2>&1 & p=$!
-		trap 'kill -QUIT $p' TERM INT; wait $p; wait $p; rm -rf "$0"`
-	server := exec.Command("/bin/sh", "-c", script, dir, bin)
-	server.Dir = "/"
-	server.SysProcAttr = attr
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the death signal is sent when this thread ends, so it must be there until the process ends
-		started <- server.Start()
-		_ = server.Wait()
-		select {}
-	}()
-	if err := <-started; err != nil {
+	if _, err := servePostgres(bin, dir, attr, "-c", "max_connections=200", "-c", "shared_buffers=32MB"); err != nil {
 		return "", err
 	}
 	return dir, awaitPostgres(dir)
 })
+
+var initdbArgs = []string{"-A", "trust", "-U", "postgres", "--no-sync", "--no-instructions", "-E", "UTF8", "--locale=C"}
+
+func runAs(attr *syscall.SysProcAttr, dir, program string, args ...string) error {
+	cmd := exec.Command(program, args...)
+	cmd.Dir = dir
+	cmd.SysProcAttr = attr
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", cmd, err, out)
+	}
+	return nil
+}
+
+// servePostgres starts a server of what is in dir/data. stop stops it, and returns when its files are removed too.
+func servePostgres(bin, dir string, attr *syscall.SysProcAttr, args ...string) (stop func(), err error) {
+	// The shell outlives the test process by the moment it takes to stop the server and remove its files.
+	const script = `bin=$1; shift; "$bin/postgres" -D "$0/data" -k "$0" -c listen_addresses= -c fsync=off "$@" >"$0/log" 2>&1 & p=$!
+		trap 'kill -QUIT $p' TERM INT; wait $p; wait $p; rm -rf "$0"`
+	server := exec.Command("/bin/sh", append([]string{"-c", script, dir, bin}, args...)...)
+	server.Dir = "/"
+	server.SysProcAttr = attr
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // the death signal is sent when this thread ends, so it must be there until the process ends
+		err := server.Start()
+		started <- err
+		if err == nil {
+			_ = server.Wait()
+		}
+		close(ended)
+		select {}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return func() { _ = server.Process.Signal(syscall.SIGTERM); <-ended }, nil
+}
 
 func awaitPostgres(dir string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
