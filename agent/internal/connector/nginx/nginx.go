@@ -1,9 +1,12 @@
 // Package nginx is the connector for nginx: a PEM file with the certificate
 // and its chain, another with the key.
 //
-// It guarantees that "nginx -t" has accepted the new pair before the running
-// nginx is told to reload, by SIGHUP to its master or by the host's own hook,
-// and that connections under way are finished by the old workers.
+// It guarantees that no nginx loads a configuration which nginx finds wrong, and
+// that connections under way are finished by the old workers. The master that
+// gets SIGHUP checks the configuration itself and goes on with the old one where
+// it is wrong (nginx, "Controlling nginx", "Changing Configuration"), so "nginx
+// -t" is asked meanwhile, for its words; before the host's own hook is run, it is
+// asked first.
 package nginx
 
 import (
@@ -92,8 +95,9 @@ func New(cfg Config, hooks pemfile.Hooks) (*Connector, error) {
 		return nil, fmt.Errorf("reload: %w", err)
 	}
 	d := pemfile.Daemon{
-		Judge: &command.Command{Args: []string{cfg.Binary, "-t", "-q", "-c", cfg.Main}, Timeout: checkTimeout},
-		Hook:  hook,
+		ChecksFirst: true,
+		Judge:       &command.Command{Args: []string{cfg.Binary, "-t", "-q", "-c", cfg.Main}, Timeout: checkTimeout},
+		Hook:        hook,
 	}
 	if hook == nil {
 		d.Process, d.Signal = &process.Server{PIDFile: cfg.PIDFile, Program: cfg.Binary, Worker: worker}, process.HUP

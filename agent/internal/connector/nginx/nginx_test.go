@@ -25,7 +25,7 @@ func subject(t *testing.T, s *connectortest.Server) *connectortest.Subject {
 		t.Fatal(err)
 	}
 	return &connectortest.Subject{
-		Server: s, Connector: c, Judges: true, DeadReason: connector.ReasonServerNotRunning,
+		Server: s, Connector: c, Judges: true, Careful: true, DeadReason: connector.ReasonServerNotRunning,
 		Settings: map[string]string{"certificate": s.Files["certificate"], "key": s.Files["key"], "verify": s.Address},
 		FailReload: func() func() {
 			s.Signal(syscall.SIGSTOP) // a master that hangs

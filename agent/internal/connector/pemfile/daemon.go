@@ -19,6 +19,9 @@ import (
 type Daemon struct {
 	// Judge has the software check its configuration; nil for none.
 	Judge Judge
+	// ChecksFirst says that the process, told by the signal, makes the same
+	// check before it loads anything, and goes on as it was where that fails.
+	ChecksFirst bool
 	// Hook reloads it; nil to use Process.
 	Hook *command.Command
 	// Process is the running server and Signal what makes it reload; nil when
@@ -49,6 +52,10 @@ func (d Daemon) Check(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Careful says that the server checks for itself what it is told to load. Of a
+// hook that is not known.
+func (d Daemon) Careful() bool { return d.ChecksFirst && d.Hook == nil && d.Process != nil }
 
 // Running says whether there is a process to signal. A hook is taken to know.
 func (d Daemon) Running(ctx context.Context) error {

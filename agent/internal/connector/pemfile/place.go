@@ -3,6 +3,7 @@ package pemfile
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
@@ -15,6 +16,9 @@ type Server interface {
 	// Check has the server judge its configuration as it is on disk now. The
 	// reason of its error is not looked at.
 	Check(ctx context.Context) error
+	// Careful says that the running server makes the same check before it loads
+	// anything, and goes on as it was where that fails.
+	Careful() bool
 	// Running says whether there is a server to reload.
 	Running(ctx context.Context) error
 	// Reload has the running server load the files.
@@ -72,6 +76,24 @@ func (p *Place) reload(ctx context.Context) error {
 	return p.Server.Reload(ctx)
 }
 
+// reloadChecked reloads a server that runs and accepts its configuration. One
+// that is careful is told at once: then the check is for its words.
+func (p *Place) reloadChecked(ctx context.Context) (told, refused error) {
+	if !p.Server.Careful() {
+		if err := p.Server.Check(ctx); err != nil {
+			return nil, err
+		}
+		return p.reload(ctx), nil
+	}
+	checked := make(chan error, 1)
+	go func() { checked <- p.Server.Check(ctx) }()
+	told = p.reload(ctx)
+	if refused = <-checked; refused != nil {
+		p.former = nil // they may stay
+	}
+	return told, refused
+}
+
 // Stage writes the new files beside the old, unless it is clear already that
 // the server could not be made to load them. A place where no whole pair is
 // installed gets one even if the server does not run: the pair may be what it
@@ -89,8 +111,8 @@ func (p *Place) Stage(ctx context.Context, pair connector.Pair) (connector.Stage
 	return p.Set.Stage(pair)
 }
 
-// Activate swaps the files, has the server check them, and reloads it. The
-// server is told nothing unless it accepts exactly what it would load.
+// Activate swaps the files, has the server check them, and reloads it. No
+// server loads anything unless it accepts exactly that.
 func (p *Place) Activate(ctx context.Context, staged connector.Staged) error {
 	if err := Swap(staged); err != nil {
 		return err
@@ -102,20 +124,24 @@ func (p *Place) Activate(ctx context.Context, staged connector.Staged) error {
 	if !found.Whole() {
 		return fault.New(fault.Precondition, connector.ReasonInstallFailed, "the new files are not a whole pair: somebody else writes them too: %s", found.Problem)
 	}
-	if err := p.Server.Check(ctx); err != nil {
-		return fault.New(fault.Precondition, connector.ReasonConfigRefused, "the server refuses its configuration with the new pair: %w", err)
-	}
 	first, err := first(staged)
 	if err != nil {
 		return err
 	}
-	if err := p.Server.Running(ctx); err != nil {
-		if first { // it could not start without the pair
-			return nil
-		}
-		return err
+	var told, refused error
+	dead := p.Server.Running(ctx)
+	if dead == nil {
+		told, refused = p.reloadChecked(ctx)
+	} else {
+		refused = p.Server.Check(ctx)
 	}
-	return p.reload(ctx)
+	switch {
+	case refused != nil:
+		return fault.New(fault.Precondition, connector.ReasonConfigRefused, "the server refuses its configuration with the new pair: %w", refused)
+	case first && dead != nil: // it could not start without the pair
+		return nil
+	}
+	return errors.Join(dead, told)
 }
 
 // Restore puts the old files back and reloads a server that runs and accepts
@@ -132,11 +158,12 @@ func (p *Place) Restore(ctx context.Context, staged connector.Staged) error {
 	if p.Server.Running(ctx) != nil {
 		return nil
 	}
-	if err := p.Server.Check(ctx); err != nil {
+	told, refused := p.reloadChecked(ctx)
+	if refused != nil {
 		return fault.New(fault.Precondition, connector.ReasonServerConfigBroken,
-			"the server was told nothing, its configuration is wrong without the new pair too: %w", err)
+			"the server goes on as it was, its configuration is wrong without the new pair too: %w", refused)
 	}
-	return p.reload(ctx)
+	return told
 }
 
 // Commit removes the old files.
