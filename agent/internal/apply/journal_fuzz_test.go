@@ -103,7 +103,10 @@ func (s somewhere) step(bit int) error {
 }
 
 func (s somewhere) Inspect(context.Context) (connector.Found, error) {
-	return connector.Found{Empty: s&1 == 0}, nil
+	if s&1 == 0 {
+		return connector.Found{Empty: true}, nil
+	}
+	return connector.Found{Chain: []*x509.Certificate{{Raw: []byte("another")}}}, nil
 }
 
 func (s somewhere) Stage(context.Context, connector.Pair) (connector.Staged, error) {
