@@ -111,9 +111,17 @@ func plainContent(f *os.File, name string, limit int64) ([]byte, error) {
 	case !fi.Mode().IsRegular():
 		return nil, &fs.PathError{Op: "read", Path: name, Err: errors.New("not a plain file")}
 	case fi.Size() > limit:
-		return nil, &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("larger than %d bytes", limit)}
+		return nil, larger(name, limit)
 	}
-	return io.ReadAll(io.LimitReader(f, limit))
+	data, err := io.ReadAll(io.LimitReader(f, limit+1)) // it may have grown, and what the kernel makes up has no size
+	if err == nil && int64(len(data)) > limit {
+		return nil, larger(name, limit)
+	}
+	return data, err
+}
+
+func larger(name string, limit int64) error {
+	return &fs.PathError{Op: "read", Path: name, Err: fmt.Errorf("larger than %d bytes", limit)}
 }
 
 // Full says whether the error means that the file system, or the quota, has no

@@ -371,3 +371,14 @@ func FuzzUnseal(f *testing.F) {
 		}
 	})
 }
+
+// What has no size before it is read, as a file of /proc, is bounded too, and never cut.
+func TestReadOfNoSize(t *testing.T) {
+	const status = "/proc/self/status"
+	if all, err := ReadPath(status, 1<<20); err != nil || !bytes.Contains(all, []byte("\nSigCgt:")) {
+		t.Errorf("%q, %v", all, err)
+	}
+	if part, err := ReadPath(status, 100); err == nil || !strings.Contains(err.Error(), "larger than 100 bytes") {
+		t.Errorf("%q, %v", part, err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -346,17 +347,36 @@ func TestRealConfigs(t *testing.T) {
 	}
 }
 
+// FuzzSocketTable: each address that is found stands in a line that says LISTEN, as the kernel writes it, in their order, and there are
+// no more than are asked.
 func FuzzSocketTable(f *testing.F) {
 	f.Add(sample(f, "tcp")) // of /proc/net
 	f.Add(sample(f, "tcp6"))
 	f.Add("x\n 0: 0100007F:1F90 00000000:0000 0A\n")
 	f.Add("x\n 0: 00:1 2 0A\n")
+	f.Add("x\n" + strings.Repeat("0: 0100007F:1F90 0 0A\n", maxSockets+1))
 	f.Fuzz(func(t *testing.T, text string) {
 		out, err := socketTable(strings.NewReader(text))
-		for _, a := range out {
-			if err == nil && !a.IsValid() {
-				t.Errorf("%v", a)
+		if err != nil {
+			return
+		}
+		var want []string
+		for i, line := range strings.Split(text, "\n") {
+			if f := strings.Fields(line); i > 0 && len(f) > 3 && f[3] == "0A" && len(want) < maxSockets {
+				host, port, _ := strings.Cut(strings.ToUpper(f[1]), ":")
+				want = append(want, host+":"+fmt.Sprintf("%04s", strings.TrimLeft(port, "0")))
 			}
+		}
+		var got []string
+		for _, a := range out {
+			host := ""
+			for w := a.Addr().AsSlice(); len(w) > 0; w = w[4:] {
+				host += fmt.Sprintf("%08X", binary.NativeEndian.Uint32(w))
+			}
+			got = append(got, fmt.Sprintf("%s:%04X", host, a.Port()))
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
 		}
 	})
 }

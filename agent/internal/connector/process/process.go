@@ -7,10 +7,11 @@ package process
 
 import (
 	"fmt"
-	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
 )
 
 // Server is a server known by its process id file.
@@ -35,19 +36,19 @@ type Child struct {
 	Master uint32
 }
 
-const maxPIDFile = 64
+const (
+	maxPIDFile = 64      // bytes
+	maxPID     = 1 << 22 // proc(5): pid_max; system calls take the lower half of a greater number
+)
 
 func (s Server) pid() (int, error) {
-	data, err := os.ReadFile(s.PIDFile)
+	data, err := disk.ReadPath(s.PIDFile, maxPIDFile)
 	if err != nil {
 		return 0, err
 	}
-	if len(data) > maxPIDFile {
-		return 0, fmt.Errorf("%s does not hold a process id", s.PIDFile)
-	}
 	line, _, _ := strings.Cut(strings.TrimSpace(string(data)), "\n")
 	pid, err := strconv.Atoi(strings.TrimSpace(line))
-	if err != nil || pid < 2 {
+	if err != nil || pid < 2 || pid > maxPID {
 		return 0, fmt.Errorf("%s does not hold a process id", s.PIDFile)
 	}
 	return pid, nil

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/sallyport-pki/sallyport/agent/internal/disk"
 )
 
 // find gives the running process. Its handle is a pidfd: another process that
@@ -40,10 +42,18 @@ func (s Server) find() (*os.Process, error) {
 
 // comm is what the kernel calls the process, and what it calls one that runs the program.
 func (s Server) comm(pid int) (have, want string, err error) {
-	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	comm, err := told(pid, "comm")
 	const commLen = 15
 	want = filepath.Base(s.Program)
 	return strings.TrimSpace(string(comm)), want[:min(len(want), commLen)], err
+}
+
+// maxTold is more than the kernel tells of a process that is a server. What a process calls itself is the process's choice.
+const maxTold = 1 << 20 // bytes
+
+// told reads what the kernel tells of a process (proc(5)).
+func told(pid int, what string) ([]byte, error) {
+	return disk.ReadPath(fmt.Sprintf("/proc/%d/%s", pid, what), maxTold)
 }
 
 func (s Server) runs(pid int) bool {
@@ -105,11 +115,15 @@ func (s Server) try(sig syscall.Signal) error {
 
 // catches reads the mask of caught signals (proc(5): SigCgt).
 func catches(pid int, sig syscall.Signal) (bool, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	status, err := told(pid, "status")
 	if err != nil {
 		return false, err
 	}
-	_, rest, ok := bytes.Cut(data, []byte("\nSigCgt:"))
+	return caught(status, sig)
+}
+
+func caught(status []byte, sig syscall.Signal) (bool, error) {
+	_, rest, ok := bytes.Cut(status, []byte("\nSigCgt:"))
 	if !ok {
 		return false, errors.New("reading which signals are handled")
 	}
@@ -162,13 +176,17 @@ func (s Server) newest(sig syscall.Signal) (Child, error) {
 	return Child{}, fmt.Errorf("process %d of %s has no worker", p.Pid, s.PIDFile)
 }
 
-func (s Server) children(master int) (pids []int) {
-	list, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", master))
+func (s Server) children(master int) []int {
+	list, err := told(master, fmt.Sprintf("task/%d/children", master))
 	if err != nil {
 		return nil
 	}
-	for _, field := range strings.Fields(string(list)) {
-		if pid, err := strconv.Atoi(field); err == nil {
+	return listed(list)
+}
+
+func listed(children []byte) (pids []int) {
+	for _, field := range strings.Fields(string(children)) {
+		if pid, err := strconv.Atoi(field); err == nil && pid > 1 && pid <= maxPID {
 			pids = append(pids, pid)
 		}
 	}
@@ -179,8 +197,12 @@ func (s Server) children(master int) (pids []int) {
 func (s Server) Accepting(workers []int) bool { return slices.ContainsFunc(workers, s.accepts) }
 
 func (s Server) accepts(pid int) bool {
-	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	return err == nil && strings.TrimRight(string(title), "\x00 ") == s.Worker
+	title, err := told(pid, "cmdline")
+	return err == nil && s.titled(title)
+}
+
+func (s Server) titled(cmdline []byte) bool {
+	return strings.TrimRight(string(cmdline), "\x00 ") == s.Worker
 }
 
 // The signals that make servers reload.

@@ -53,7 +53,8 @@ func TestSignalsOnlyWhoListens(t *testing.T) {
 		{"1", "/bin/bash", "does not hold a process id"},
 		{"-5", "/bin/bash", "does not hold a process id"},
 		{"12x", "/bin/bash", "does not hold a process id"},
-		{strings.Repeat("1", 100), "/bin/bash", "does not hold a process id"},
+		{fmt.Sprint(1<<32 + deaf), "/bin/bash", "does not hold a process id"},
+		{strings.Repeat("1", 100), "/bin/bash", "larger than 64 bytes"},
 	} {
 		file := filepath.Join(dir, "pid")
 		if err := os.WriteFile(file, []byte(c.pid+"\n"), 0o600); err != nil {
@@ -67,8 +68,11 @@ func TestSignalsOnlyWhoListens(t *testing.T) {
 	if err := (Server{PIDFile: filepath.Join(dir, "none"), Program: "/bin/bash"}).Running(t.Context()); err == nil {
 		t.Error("runs without a file")
 	}
-	file := filepath.Join(dir, "pid")
-	if err := os.WriteFile(file, []byte(fmt.Sprint(listening)), 0o600); err != nil {
+	if err := (Server{PIDFile: dir, Program: "/bin/bash"}).Running(t.Context()); err == nil || !strings.Contains(err.Error(), "not a plain file") {
+		t.Errorf("a folder, pipe or device is read: %v", err)
+	}
+	file := filepath.Join(dir, "link") // as /var/run is, or the file itself
+	if err := os.Symlink(write(t, dir, listening), file); err != nil {
 		t.Fatal(err)
 	}
 	s := Server{PIDFile: file, Program: "/usr/bin/bash"}
