@@ -17,6 +17,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -76,7 +77,7 @@ func ParseState(data []byte) (State, error) {
 
 // ReadState gives the state of the log in dir. fs.ErrNotExist says that there is none.
 func ReadState(dir string) (State, error) {
-	data, err := os.ReadFile(filepath.Join(dir, StatePath))
+	data, err := small(filepath.Join(dir, StatePath))
 	if err != nil {
 		return State{}, err
 	}
@@ -85,6 +86,21 @@ func ReadState(dir string) (State, error) {
 		return State{}, fmt.Errorf("%s: %w", filepath.Join(dir, StatePath), err)
 	}
 	return s, nil
+}
+
+const maxSmall = 4 << 10 // bytes; what tells of the state has a hundred
+
+func small(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSmall+1))
+	if err == nil && len(data) > maxSmall {
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxSmall)
+	}
+	return data, err
 }
 
 // Exists says whether anything of a log is in dir.
@@ -135,7 +151,7 @@ func Open(dir string) (*Writer, error) { return open(dir, realDisk{}) }
 
 func open(dir string, d disk) (*Writer, error) {
 	w := &Writer{dir: dir, disk: d}
-	found, err := os.ReadFile(w.at(versionPath))
+	found, err := small(w.at(versionPath))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		err = w.replace(versionPath, []byte(version))
@@ -299,7 +315,7 @@ type erased struct {
 func Collect(ctx context.Context, dir string, published uint64) error {
 	w := &Writer{dir: dir, disk: realDisk{}}
 	var done erased // up to which records that was done before
-	data, err := os.ReadFile(w.at(erasedPath))
+	data, err := small(w.at(erasedPath))
 	if err == nil {
 		err = json.Unmarshal(data, &done)
 	}

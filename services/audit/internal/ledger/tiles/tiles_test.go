@@ -2,6 +2,7 @@ package tiles
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -191,6 +192,65 @@ func FuzzOpen(f *testing.F) {
 		again, err := open(dir, &rig{})
 		if err != nil || again.State() != w.State() {
 			t.Fatalf("after an append: %v", err)
+		}
+	})
+}
+
+// FuzzCollect erases by any note of how far that was done, with any checkpoint: what the log needs is untouched, only partial files
+// that have full ones go, and the note never goes back. One that is damaged has nothing erased by it.
+func FuzzCollect(f *testing.F) {
+	e, files, err := edge{}.grow(some(0, 600))
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, note := range []string{"", `{"fromSize":0}`, `{"fromSize":256}`, `{"fromSize":300}`, `{"fromSize":18446744073709551615}`, `{"fromSize":-1}`, `{"fromSize":1e3}`, `null`, `{`} {
+		f.Add([]byte(note), uint16(600))
+	}
+	f.Add([]byte(`{"fromSize":0}`), uint16(255))
+	f.Add([]byte(`{"fromSize":0}`+strings.Repeat(" ", maxSmall)), uint16(600))
+	partial := func(n uint64) []string {
+		return []string{fmt.Sprintf("tile/0/%03d.p/7", n), fmt.Sprintf("tile/entries/%03d.p/7", n)}
+	}
+	f.Fuzz(func(t *testing.T, note []byte, published uint16) {
+		dir := filepath.Join(t.TempDir(), "log")
+		put := func(path string, data []byte) {
+			t.Helper()
+			path = filepath.Join(dir, path)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, data, 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		size := uint64(published) % 601
+		for _, file := range files {
+			put(file.path, file.data)
+		}
+		for n := range uint64(3) {
+			for _, path := range partial(n) {
+				put(path, []byte("partial"))
+			}
+		}
+		put(StatePath, State{600, e.root()}.encode())
+		put(erasedPath, note)
+		var before, after erased
+		damaged := json.Unmarshal(note, &before) != nil || len(note) > maxSmall
+		if err := Collect(t.Context(), dir, size); (err != nil) != damaged {
+			t.Fatalf("%q: %v", note, err)
+		}
+		need(t, dir, 600, fmt.Sprintf("checkpoint of %d, erased %q", size, note))
+		for n := range uint64(3) {
+			for _, path := range partial(n) {
+				gone := !damaged && n >= before.FromSize/width && n < size/width
+				if _, err := os.Stat(filepath.Join(dir, path)); errors.Is(err, fs.ErrNotExist) != gone {
+					t.Errorf("%s with a checkpoint of %d, erased %q: %v", path, size, note, err)
+				}
+			}
+		}
+		found, err := os.ReadFile(filepath.Join(dir, erasedPath))
+		if err != nil || damaged && !bytes.Equal(found, note) {
+			t.Fatalf("the damaged note is %q now: %v", found, err)
+		}
+		if !damaged && (json.Unmarshal(found, &after) != nil || after.FromSize != max(before.FromSize, size/width*width)) {
+			t.Fatalf("%q after %q, with a checkpoint of %d", found, note, size)
 		}
 	})
 }
