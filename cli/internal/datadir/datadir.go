@@ -78,7 +78,7 @@ func Inspect(path string) (Marker, error) {
 		return Marker{}, err
 	}
 	d := &Dir{Path: path}
-	data, err := os.ReadFile(d.Join(FileMarker))
+	data, err := d.read(FileMarker)
 	if err != nil {
 		return Marker{}, exit.Errorf(exit.Data, "%s is no data directory of Sallyport: %w", path, err)
 	}
@@ -93,18 +93,45 @@ func Inspect(path string) (Marker, error) {
 
 // Restored says when the directory was restored; nil if it never was.
 func (d *Dir) Restored() (*Restored, error) {
-	data, err := os.ReadFile(d.Join(FileRestored))
+	data, err := d.read(FileRestored)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	var r Restored
 	if err == nil {
-		err = json.Unmarshal(data, &r)
+		r, err = parseRestored(data)
 	}
 	if err != nil {
 		return nil, exit.Errorf(exit.Data, "%s is damaged: restore the backup again", d.Join(FileRestored))
 	}
 	return &r, nil
+}
+
+func parseRestored(data []byte) (Restored, error) {
+	var r Restored
+	if err := json.Unmarshal(data, &r); err != nil {
+		return Restored{}, err
+	}
+	if r.Backup.IsZero() || r.At.Before(r.Backup) {
+		return Restored{}, errors.New("it does not say when") // and what was lost since the backup would pass for never lost
+	}
+	return r, nil
+}
+
+const maxFile = 64 << 10 // bytes; of those read here none has one thousand
+
+// read gives the content of a small file.
+func (d *Dir) read(name string) ([]byte, error) {
+	f, err := os.Open(d.Join(name))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s is larger than %d bytes", d.Join(name), maxFile)
+	}
+	return data, err
 }
 
 // Options are what Open needs to know.
@@ -186,7 +213,7 @@ func (d *Dir) acquire() error {
 }
 
 func (d *Dir) open(o Options) error {
-	data, err := os.ReadFile(d.Join(FileMarker))
+	data, err := d.read(FileMarker)
 	if errors.Is(err, fs.ErrNotExist) {
 		return d.begin(o)
 	}
@@ -265,13 +292,13 @@ func (d *Dir) writeMarker() error {
 // checkClock refuses a clock that stands before the latest time noted.
 func (d *Dir) checkClock() error {
 	latest := d.Marker.Created
-	data, err := os.ReadFile(d.Join(FileClock))
+	data, err := d.read(FileClock)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return exit.Errorf(exit.Data, "reading the data directory: %w", err)
 	default:
-		t, err := time.Parse(time.RFC3339, strings.TrimSpace(string(data)))
+		t, err := parseClock(data)
 		if err != nil {
 			return exit.Errorf(exit.Data, "%s is damaged: remove it if the clock is right", d.Join(FileClock))
 		}
@@ -284,6 +311,10 @@ func (d *Dir) checkClock() error {
 			now.UTC().Format(time.RFC3339), latest.UTC().Format(time.RFC3339), d.Join(FileClock))
 	}
 	return nil
+}
+
+func parseClock(data []byte) (time.Time, error) {
+	return time.Parse(time.RFC3339, strings.TrimSpace(string(data)))
 }
 
 // NoteClock writes down the time, so that a clock set back is noticed at the

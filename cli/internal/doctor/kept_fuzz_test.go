@@ -2,10 +2,15 @@ package doctor
 
 import (
 	"bytes"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
+
+	"golang.org/x/mod/sumdb/note"
+
+	"github.com/sallyport-pki/sallyport/auditlog"
 )
 
 // sampleKept is what a run has left.
@@ -58,6 +63,54 @@ func FuzzWish(f *testing.F) {
 		}
 		if again, ours := parseWish(fmt.Sprintf("%s-%d-%d", w.assignment, w.generation, w.attempt)); !ours || again != w || w.generation < 0 || w.attempt < 0 {
 			t.Fatalf("%q is %+v, and then %+v", id, w, again)
+		}
+	})
+}
+
+// FuzzHeadSize reads any text as a checkpoint that nobody has verified. One that is signed, whoever signed it, has the size that its
+// verification gives it; of all else the size is the number in the second line.
+func FuzzHeadSize(f *testing.F) {
+	private, public, err := note.GenerateKey(rand.Reader, "sallyport.example.org/audit")
+	if err != nil {
+		f.Fatal(err)
+	}
+	signer, err := note.NewSigner(private)
+	if err != nil {
+		f.Fatal(err)
+	}
+	verifier, err := auditlog.ParseKey(public)
+	if err != nil {
+		f.Fatal(err)
+	}
+	var sample kept
+	if err := json.Unmarshal([]byte(sampleKept), &sample); err != nil {
+		f.Fatal(err)
+	}
+	const root = "47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="
+	f.Add(sample.Checkpoint)
+	f.Add("sallyport.example.org/audit\n12\n" + root + "\n")
+	f.Add("sallyport.example.org/audit\n18446744073709551615\n" + root + "\n")
+	f.Add("sallyport.example.org/audit\n18446744073709551616\n" + root + "\n")
+	f.Add("sallyport.example.org/audit\n1099511627776\n" + root + "\n")
+	f.Add("sallyport.example.org/audit\n-1\n" + root + "\n")
+	f.Add("sallyport.example.org/audit\n012\n" + root + "\n")
+	f.Add("sallyport.example.org/audit\n12")
+	f.Add("")
+	f.Fuzz(func(t *testing.T, text string) {
+		size, err := headSize(text)
+		if lines := strings.Split(text, "\n"); err == nil && (len(lines) < 3 || strings.TrimLeft(lines[1], "0") != strings.TrimLeft(fmt.Sprint(size), "0")) {
+			t.Fatalf("%q has size %d", text, size)
+		}
+		signed, refused := note.Sign(&note.Note{Text: text}, signer)
+		if refused != nil {
+			return
+		}
+		head, refused := auditlog.ParseCheckpoint(signed, verifier)
+		if refused != nil {
+			return
+		}
+		if size, err := headSize(string(signed)); err != nil || size != head.Size {
+			t.Fatalf("%q has size %d, %v; verified, it is %d", signed, size, err, head.Size)
 		}
 	})
 }
