@@ -436,8 +436,12 @@ func (a *app) version() *cobra.Command {
 }
 
 func noArgs(cmd *cobra.Command, args []string) error {
-	if err := cobra.NoArgs(cmd, args); err != nil {
-		return coded{fmt.Errorf("%w: see \"%s --help\"", err, cmd.CommandPath()), boot.ExitConfig}
+	if len(args) == 0 {
+		return nil
 	}
-	return nil
+	what := "not expected here"
+	if cmd.HasSubCommands() {
+		what = "no command of this program"
+	}
+	return coded{fmt.Errorf("%q is %s: see \"%s --help\"", args[0], what, cmd.CommandPath()), boot.ExitConfig}
 }

@@ -149,26 +149,49 @@ func (a *app) add(root *cobra.Command, group string, cmds ...*cobra.Command) {
 	}
 }
 
-// usage gives errors about arguments the code for usage.
+// usage says of arguments that check refuses which is too many, or which is missing.
 func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return exit.Errorf(exit.Usage, "%w: see \"%s --help\"", err, cmd.CommandPath())
+		if check(cmd, args) == nil {
+			return nil
 		}
-		return nil
+		for n, arg := range args {
+			switch {
+			case check(cmd, args[:n]) != nil:
+			case cmd.HasSubCommands():
+				return exit.Errorf(exit.Usage, "%q is no command of \"%s\"%s", arg, cmd.CommandPath(), suggestions(cmd, arg))
+			default:
+				return exit.Errorf(exit.Usage, "%q is not expected here: see \"%s --help\"", arg, cmd.CommandPath())
+			}
+		}
+		example, _, _ := strings.Cut(strings.TrimSpace(cmd.Example), "\n")
+		return exit.Errorf(exit.Usage, "\"%s\" needs %s, as in: %s", cmd.CommandPath(), operand(cmd.Use), example)
 	}
+}
+
+// operand is the word in a use line that stands for an argument: of "restore --data DIR FILE" it is FILE.
+func operand(use string) string {
+	flag := true // the command's name
+	for word := range strings.FieldsSeq(use) {
+		word = strings.Trim(word, "(|)")
+		switch {
+		case word == "":
+		case flag:
+			flag = false // its value
+		case strings.HasPrefix(word, "-"):
+			flag = true
+		default:
+			return strings.TrimSuffix(word, "...")
+		}
+	}
+	return ""
 }
 
 // parent makes a command that only has others below it.
 func parent(use, short, long string, below ...*cobra.Command) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use, Short: short, Long: long,
-		Args: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return nil
-			}
-			return exit.Errorf(exit.Usage, "%q is no command of \"%s\"%s", args[0], cmd.CommandPath(), suggestions(cmd, args[0]))
-		},
+		Args: usage(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return exit.Errorf(exit.Usage, "\"%s\" needs one of: %s", cmd.CommandPath(), strings.Join(children(cmd), ", "))
 		},
