@@ -8,6 +8,8 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"math/rand/v2"
+	"regexp"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -24,7 +26,7 @@ const (
 func openPostgres(ctx context.Context, d *DB, dsn string, migrations fs.FS, service string) error {
 	c, err := pgx.ParseConfig(dsn)
 	if err != nil {
-		return refuse("database.dsn is not a PostgreSQL connection string: %w", err)
+		return refuse("database.dsn is not a PostgreSQL connection string: %s", whatIsWrong(err))
 	}
 	d.name = fmt.Sprintf("PostgreSQL database %s on %s", c.Database, c.Host)
 	c.RuntimeParams["search_path"] = pgx.Identifier{service}.Sanitize()
@@ -37,6 +39,15 @@ func openPostgres(ctx context.Context, d *DB, dsn string, migrations fs.FS, serv
 	d.writes.SetMaxIdleConns(postgresConns)
 	d.writes.SetConnMaxIdleTime(5 * time.Minute)
 	return d.classify(ctx, setUpPostgres(ctx, d.writes, migrations, d.name, service))
+}
+
+// quoted is a part of the connection string in what is wrong with it: with a password that is not encoded, a part of that.
+var quoted = regexp.MustCompile(`"[^"]*"`)
+
+// whatIsWrong is pgx's error about a connection string without the string. pgx hides passwords, but not in each form that it takes.
+func whatIsWrong(err error) string {
+	text := err.Error()
+	return quoted.ReplaceAllString(strings.TrimPrefix(text[strings.LastIndex(text, "`")+1:], ": "), `"..."`)
 }
 
 // awaitDisk keeps the promise of Write where the server, the database or the user is set to have commits answered before they are on disk.

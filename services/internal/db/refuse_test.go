@@ -303,6 +303,20 @@ func TestPostgresUnreachable(t *testing.T) {
 	}
 }
 
+// What is wrong with a connection string is told without the password in it, in whatever form pgx takes one.
+func TestPostgresPasswordIsNotTold(t *testing.T) {
+	for _, dsn := range []string{
+		"postgres://u:hunter2@h:port/x", "postgres://u:hunter/hunter2@h/x", "postgres://h/x?password=hunter2&port=no",
+		"user=u password=hunter2 port=no", "user=u password = hunter2 port=no", `user=u password=hunt\ hunter2 port=no`, "user=u password='a hunter2' port=no",
+	} {
+		err := tryOpen(t, db.Config{Driver: db.Postgres, DSN: dsn})
+		refused(t, err, fault.Precondition, "not a PostgreSQL connection string: ")
+		if strings.Contains(fmt.Sprint(err), "hunt") {
+			t.Errorf("%s: %v", dsn, err)
+		}
+	}
+}
+
 // Two replicas that start together must not both migrate.
 func TestReplicasMigrateOnce(t *testing.T) {
 	c := servicetest.Postgres(t)
