@@ -533,6 +533,73 @@ func TestLists(t *testing.T) {
 	})
 }
 
+// A page ends early rather than become larger than clients take, which is 4 MiB; and all is listed.
+func TestListsOfLargeThings(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, database db.Config) {
+		w := newWorld(t, database)
+		w.applyInternal()
+		ctx := t.Context()
+		long := strings.Repeat(strings.Repeat("x", 60)+".", 3)
+		p := internalProfile()
+		p.AllowedDomains = nil
+		for n := range 1000 {
+			p.AllowedDomains = append(p.AllowedDomains, fmt.Sprintf("%s%d.example.com", long, n))
+		}
+		for n := range 25 {
+			p.Name = fmt.Sprintf("large-%02d", n)
+			if _, err := w.operator.ApplyProfile(ctx, &issuerv1.ApplyProfileRequest{Profile: p}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		key, err := pki.GenerateKey(pki.ECDSAP256)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := submissionFor(t, key, "", p.GetAllowedDomains()[:75]...)
+		for n := range 320 { // refused, since the identity has no such names, and kept with them all the same
+			s.RequestId = fmt.Sprintf("large-%03d", n)
+			_, err := w.deployer.SubmitRequest(ctx, s)
+			wantFault(t, err, fault.Permanent, "NAME_NOT_OF_IDENTITY", "")
+		}
+		listed := func(what string, want int, page func(token string) (names []string, next string, err error)) {
+			t.Helper()
+			seen := map[string]bool{}
+			for token := ""; ; {
+				names, next, err := page(token)
+				if err != nil {
+					t.Fatalf("%s: %v", what, err)
+				}
+				for _, name := range names {
+					seen[name] = true
+				}
+				if token = next; token == "" {
+					break
+				}
+				if len(names) == 0 {
+					t.Fatalf("%s: an empty page that is not the last", what)
+				}
+			}
+			if len(seen) != want {
+				t.Errorf("%s: %d listed, want %d", what, len(seen), want)
+			}
+		}
+		listed("profiles", 26, func(token string) (names []string, next string, err error) {
+			r, err := w.operator.ListProfiles(ctx, &issuerv1.ListProfilesRequest{PageSize: 1000, PageToken: token})
+			for _, one := range r.GetProfiles() {
+				names = append(names, one.GetName())
+			}
+			return names, r.GetNextPageToken(), err
+		})
+		listed("requests", 320, func(token string) (names []string, next string, err error) {
+			r, err := w.operator.ListRequests(ctx, &issuerv1.ListRequestsRequest{PageSize: 1000, PageToken: token})
+			for _, one := range r.GetRequests() {
+				names = append(names, one.GetId())
+			}
+			return names, r.GetNextPageToken(), err
+		})
+	})
+}
+
 func TestBadInput(t *testing.T) {
 	w := newWorld(t, servicetest.SQLite(t))
 	w.applyInternal()

@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	issuerv1 "github.com/sallyport-pki/sallyport/gen/sallyport/issuer/v1"
 	typev1 "github.com/sallyport-pki/sallyport/gen/sallyport/type/v1"
@@ -135,48 +136,42 @@ func (s *Server) GetAuthority(ctx context.Context, req *issuerv1.GetAuthorityReq
 
 // ListAuthorities lists them by name.
 func (s *Server) ListAuthorities(ctx context.Context, req *issuerv1.ListAuthoritiesRequest) (*issuerv1.ListAuthoritiesResponse, error) {
-	out := &issuerv1.ListAuthoritiesResponse{}
-	next, err := listByName(ctx, "authorities", req.GetPageSize(), req.GetPageToken(), s.c.Store.Authorities,
-		func(a store.Authority) string {
-			out.Authorities = append(out.Authorities, authorityOut(a))
-			return a.Spec.Name
-		})
-	out.NextPageToken = next
+	list, next, err := listByName(ctx, "authorities", req.GetPageSize(), req.GetPageToken(), s.c.Store.Authorities, authorityOut)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	return &issuerv1.ListAuthoritiesResponse{Authorities: list, NextPageToken: next}, nil
 }
 
-// listByName reads a page and hands each item to add, which gives the item's name.
-func listByName[T any](ctx context.Context, list string, size int32, pageToken string,
-	read func(ctx context.Context, after string, limit int) ([]T, error), add func(T) string,
-) (next string, err error) {
+// listByName reads a page and makes each item a message.
+func listByName[T any, M interface {
+	proto.Message
+	GetName() string
+}](ctx context.Context, list string, size int32, pageToken string,
+	read func(ctx context.Context, after string, limit int) ([]T, error), message func(T) M,
+) (all []M, next string, err error) {
 	limit, err := pageSize(size)
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	q := question(list)
 	after, err := readToken[string](pageToken, q)
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
 	from := ""
 	if after != nil {
 		from = *after
 	}
-	all, err := read(ctx, from, limit+1)
+	items, err := read(ctx, from, limit+1)
 	if err != nil {
-		return "", err
+		return nil, "", err
 	}
-	last := ""
-	for _, one := range all[:min(len(all), limit)] {
-		last = add(one)
+	all, more := page(items, limit, message)
+	if more {
+		next = writeToken(q, all[len(all)-1].GetName())
 	}
-	if len(all) <= limit {
-		return "", nil
-	}
-	return writeToken(q, last), nil
+	return all, next, nil
 }
 
 // DeleteAuthority removes an authority that no profile names.
@@ -226,17 +221,11 @@ func (s *Server) GetProfile(ctx context.Context, req *issuerv1.GetProfileRequest
 
 // ListProfiles lists them by name.
 func (s *Server) ListProfiles(ctx context.Context, req *issuerv1.ListProfilesRequest) (*issuerv1.ListProfilesResponse, error) {
-	out := &issuerv1.ListProfilesResponse{}
-	next, err := listByName(ctx, "profiles", req.GetPageSize(), req.GetPageToken(), s.c.Store.Profiles,
-		func(p profile.Profile) string {
-			out.Profiles = append(out.Profiles, profileOut(p))
-			return p.Name
-		})
-	out.NextPageToken = next
+	list, next, err := listByName(ctx, "profiles", req.GetPageSize(), req.GetPageToken(), s.c.Store.Profiles, profileOut)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	return &issuerv1.ListProfilesResponse{Profiles: list, NextPageToken: next}, nil
 }
 
 // DeleteProfile removes a profile.
@@ -324,12 +313,10 @@ func (s *Server) ListRequests(ctx context.Context, req *issuerv1.ListRequestsReq
 	if err != nil {
 		return nil, err
 	}
-	out := &issuerv1.ListRequestsResponse{}
-	for _, r := range all[:min(len(all), limit)] {
-		out.Requests = append(out.Requests, requestOut(r))
-	}
-	if len(all) > limit {
-		out.NextPageToken = writeToken(q, store.PositionOf(all[limit-1]))
+	list, more := page(all, limit, requestOut)
+	out := &issuerv1.ListRequestsResponse{Requests: list}
+	if more {
+		out.NextPageToken = writeToken(q, store.PositionOf(all[len(list)-1]))
 	}
 	return out, nil
 }

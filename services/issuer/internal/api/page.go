@@ -6,12 +6,16 @@ import (
 	"encoding/json"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/sallyport-pki/sallyport/internal/fault"
 )
 
 const (
 	defaultPage = 100
 	maxPage     = 1000
+	// maxResponse ends a page early: clients take 4 MiB.
+	maxResponse = 2 << 20
 	maxToken    = 1024
 )
 
@@ -24,6 +28,21 @@ func pageSize(n int32) (int, error) {
 		return defaultPage, nil
 	}
 	return int(n), nil
+}
+
+// page makes items into messages, as many as fit but at least one, and says whether there are more. items has one more than the
+// limit if there are.
+func page[T any, M proto.Message](items []T, limit int, message func(T) M) (all []M, more bool) {
+	used := 0
+	for _, item := range items {
+		m := message(item)
+		used += proto.Size(m)
+		if len(all) == limit || len(all) > 0 && used > maxResponse {
+			return all, true
+		}
+		all = append(all, m)
+	}
+	return all, false
 }
 
 // token is the place after which the next page begins. It belongs to the question it was given for.
