@@ -47,7 +47,7 @@ func TestRoles(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			before := len(w.denied())
+			before, read := len(w.denied()), w.echo.read.Load()
 			out, err := say(t.Context(), tt.cc, "hello")
 			if tt.reason == "" {
 				if err != nil || out != "hello" {
@@ -68,6 +68,9 @@ func TestRoles(t *testing.T) {
 			want(t, err, tt.kind, tt.reason)
 			if got := w.denied()[before:]; len(got) != 1 || got[0].Method != "Watch" {
 				t.Fatalf("denials of the stream %+v", got)
+			}
+			if n := w.echo.read.Load() - read; n != 0 { // a few bytes can stand for many
+				t.Errorf("%d requests were read of who may not call", n)
 			}
 		})
 	}

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
@@ -310,6 +311,16 @@ func TestStreamLimit(t *testing.T) {
 func TestMessageSize(t *testing.T) {
 	w := newWorld(t, func(c *ServerConfig) { c.Limits.MessageSize = 1 << 10 })
 	want(t, second(say(t.Context(), w.as("/agent/web-1"), strings.Repeat("x", 2<<10))), fault.Exhausted, "RESOURCE_EXHAUSTED")
+	w.awaitLog("level=WARN", "code=ResourceExhausted")
+}
+
+func TestRequestThatCannotBeRead(t *testing.T) {
+	w := newWorld(t)
+	err := w.as("/agent/web-1").Invoke(t.Context(), echoMethod, wrapperspb.Bytes([]byte{0xff}), new(wrapperspb.StringValue)) // text is UTF-8
+	if status.Code(err) != codes.Internal {                                                                                  // as grpc says it
+		t.Errorf("got %v", err)
+	}
+	w.awaitLog("level=INFO", "code=InvalidArgument", "cannot be read") // it is no fault of ours
 }
 
 func TestShutdown(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,7 @@ const (
 type echo struct {
 	unary  func(ctx context.Context, text string) (string, error)
 	stream func(text string, ss grpc.ServerStream) error
+	read   atomic.Int32 // requests made of their bytes
 }
 
 func (e *echo) register(r grpc.ServiceRegistrar) {
@@ -44,6 +46,7 @@ func (e *echo) register(r grpc.ServiceRegistrar) {
 		HandlerType: (*any)(nil),
 		Methods: []grpc.MethodDesc{{MethodName: "Echo", Handler: func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
 			req := new(wrapperspb.StringValue)
+			e.read.Add(1)
 			if err := dec(req); err != nil {
 				return nil, err
 			}
@@ -54,6 +57,7 @@ func (e *echo) register(r grpc.ServiceRegistrar) {
 		}}},
 		Streams: []grpc.StreamDesc{{StreamName: "Watch", ServerStreams: true, Handler: func(_ any, ss grpc.ServerStream) error {
 			req := new(wrapperspb.StringValue)
+			e.read.Add(1)
 			if err := ss.RecvMsg(req); err != nil {
 				return err
 			}
@@ -272,6 +276,21 @@ func (w *world) later(d time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.now = func() time.Time { return time.Now().Add(d) }
+}
+
+// awaitLog waits for a line with all the words. A caller may have its answer before it.
+func (w *world) awaitLog(words ...string) {
+	w.t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+		for line := range strings.Lines(w.log.String()) {
+			if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+				return
+			}
+		}
+		if time.Now().After(end) {
+			w.t.Fatalf("no line has %q:\n%s", words, w.log.String())
+		}
+	}
 }
 
 // want checks kind and reason of an error.

@@ -17,7 +17,9 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	"google.golang.org/grpc/status"
 
+	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/internal/identity"
 	"github.com/sallyport-pki/sallyport/internal/trace"
 )
@@ -171,7 +173,6 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	}
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newServerCreds(cfg.Sources, cfg.Default, cfg.Now, cfg.Log)),
-		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(cfg.Limits.MessageSize),
 		grpc.MaxConcurrentStreams(cfg.Limits.ConcurrentCalls),
@@ -188,13 +189,51 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 		grpc.NumStreamWorkers(streamWorkers),
 	)
 	s.health = health.NewServer()
-	healthpb.RegisterHealthServer(s.grpc, s.health)
+	healthpb.RegisterHealthServer(s.Registrar(), s.health)
 	reflection.Register(s.grpc)
 	return s, nil
 }
 
 // Registrar is where services register.
-func (s *Server) Registrar() grpc.ServiceRegistrar { return s.grpc }
+func (s *Server) Registrar() grpc.ServiceRegistrar { return admitting{s} }
+
+// admitting registers services so that the chain comes before the request: grpc takes it in and makes it of its bytes before
+// interceptors are asked, and a few bytes can stand for many times their size. From who may not call nothing is taken.
+type admitting struct{ s *Server }
+
+func (a admitting) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	own := *desc
+	own.Methods = slices.Clone(desc.Methods)
+	for i, m := range own.Methods {
+		info := &grpc.UnaryServerInfo{FullMethod: "/" + desc.ServiceName + "/" + m.MethodName}
+		own.Methods[i].Handler = func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+			return a.s.unary(ctx, nil, info, func(ctx context.Context, _ any) (any, error) {
+				return m.Handler(srv, ctx, func(into any) error { return unread(decode(into)) }, straight)
+			})
+		}
+	}
+	a.s.grpc.RegisterService(&own, impl)
+}
+
+// straight is the interceptor of a call that has been through the chain.
+func straight(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return handler(ctx, req)
+}
+
+// unread says for our log and metrics why a request could not be had. The caller has grpc's own words for it already.
+func unread(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case status.Code(err) == codes.Canceled:
+		return fmt.Errorf("reading the request: %w", context.Canceled)
+	case status.Code(err) == codes.DeadlineExceeded:
+		return fmt.Errorf("reading the request: %w", context.DeadlineExceeded)
+	case status.Code(err) == codes.ResourceExhausted:
+		return err
+	}
+	return fault.Invalid("request", "it cannot be read: %w", err)
+}
 
 // CheckMethods wants exactly one table entry for each registered method.
 func (s *Server) CheckMethods() error {
