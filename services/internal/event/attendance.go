@@ -31,6 +31,7 @@ type Attendance struct {
 
 	each    time.Duration // between two notes of the place; 0 is placeEach
 	ground  ground        // what the place was last found to be right for
+	last    uint64        // place that was seen there
 	refused bool          // the broker has not taken the consumer back
 }
 
@@ -156,7 +157,11 @@ func (a *Attendance) Run(ctx context.Context, consumer jetstream.Consumer) error
 			return nil
 		case <-time.After(min(cmp.Or(a.each, placeEach), time.Until(due))):
 		}
-		if err := a.notePlace(ctx, consumer); err != nil && ctx.Err() == nil {
+		err := a.notePlace(ctx, consumer)
+		if errors.Is(err, errSetBackUnder) {
+			return err
+		}
+		if err != nil && ctx.Err() == nil {
 			a.Log.WarnContext(ctx, "noting which events were heard", "consumer", a.Durable, "error", err)
 		}
 	}

@@ -218,3 +218,36 @@ func TestFailover(t *testing.T) {
 		t.Errorf("the stream has %d events", n)
 	}
 }
+
+// TestRestoredWhileItRuns: the database of a service is restored and its server runs on, as does the service. It notices by itself.
+func TestRestoredWhileItRuns(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		js, err := jetstream.New(servicetest.NATS(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := site{t, js}
+		if err := EnsureStreams(t.Context(), js, StreamLimits{}); err != nil {
+			t.Fatal(err)
+		}
+		deployer, inventory := s.open(c, "deployer"), s.open(servicetest.SQLite(t), "inventory")
+		s.relay(inventory, "inventory", js)
+		s.hears(deployer, "deployer", FactsOf("inventory"))
+		inventory.emits("inventory.host.seen", "before")
+		deployer.heard("before")
+		deployer.finds("its place", 1, `SELECT count(*) FROM event_mark WHERE name LIKE 'place/%' AND at = 2`)
+		inventory.emits("inventory.host.seen", "lost")
+		deployer.heard("before", "lost")
+		deployer.finds("its place", 1, `SELECT count(*) FROM event_mark WHERE name LIKE 'place/%' AND at = 3`)
+		deployer.write(func(ctx context.Context, tx db.Tx) error {
+			for _, table := range []string{`DELETE FROM heard WHERE subject = 'lost'`, `DELETE FROM inbox WHERE event_id NOT IN (SELECT id FROM heard)`, `UPDATE event_mark SET at = 2 WHERE name LIKE 'place/%'`} {
+				if _, err := tx.Exec(ctx, table); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		deployer.heard("before", "lost")
+	})
+}

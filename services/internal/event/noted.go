@@ -84,6 +84,7 @@ func (a *Attendance) compare(ctx context.Context, stream jetstream.Stream, c jet
 		}
 	}
 	service, _, _ := strings.Cut(a.Durable, "-")
+	a.ground = ground{} // the place is given up below
 	return metadata[metaNoted], a.DB.Write(ctx, func(ctx context.Context, tx db.Tx) error {
 		err := Emit(ctx, tx, &eventv1.Event{
 			Type: service + ".store.set_back", Subject: "stores/" + service, Result: eventv1.Result_RESULT_FAILED,

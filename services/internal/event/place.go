@@ -2,6 +2,7 @@ package event
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,6 +19,9 @@ const (
 	resetBound = 2 * time.Second // an older broker does not answer, and a consumer that begins does not wait for long
 	leaveBound = finishBound
 )
+
+// errSetBackUnder ends a subscription, so that the next Begin looks how far the store was set back.
+var errSetBackUnder = errors.New("the store does not know a place that was noted there: it was set back")
 
 // ground is what a place was found to be right for: a run of the store's server, and a row, which names the stream.
 type ground struct {
@@ -49,6 +53,7 @@ func hearsFacts(c jetstream.ConsumerConfig) bool {
 // notePlace notes how far the consumer has come: all before that was acknowledged, and so committed here before. When the process begins,
 // and when the store is another server's than before, it first looks whether the store's own place is behind that. Then it may have been set
 // back by a moment, and the consumer is taken back to its place. Mostly there was a crash, or a replica goes on: who has the events drops them.
+// A place only ever grows. One that is less than this process knows was restored under it: errSetBackUnder.
 func (a *Attendance) notePlace(ctx context.Context, consumer jetstream.Consumer) error {
 	if !hearsFacts(consumer.CachedInfo().Config) {
 		return nil
@@ -66,27 +71,58 @@ func (a *Attendance) notePlace(ctx context.Context, consumer jetstream.Consumer)
 	now := ground{row: a.place(stream.CachedInfo())}
 	heard := info.AckFloor.Stream + 1
 	var place uint64
-	var doubtful bool
+	var doubtful, under bool
 	err = a.DB.Write(ctx, func(ctx context.Context, tx db.Tx) (err error) {
 		if now.server, err = a.DB.ServerStarted(ctx, tx); err != nil {
 			return err
 		}
 		noted, err := markIn(ctx, tx, now.row)
-		place = sequenceOf(noted)
-		doubtful = now != a.ground && place != 0
-		if err != nil || doubtful || place == heard {
+		if err != nil {
 			return err
 		}
-		return setMarkIn(ctx, tx, now.row, asTime(heard))
+		place = sequenceOf(noted)
+		doubtful = now != a.ground && place != 0
+		under = now == a.ground && place != 0 && place < a.last
+		switch {
+		case place == 0 && now.row == a.ground.row: // not even its first place is left
+			place, doubtful = 1, true
+			return setMarkIn(ctx, tx, now.row, asTime(place))
+		case under:
+			return nil
+		case doubtful && place > heard: // another consumer of that name, or the stream is older than the store
+			place = heard
+			return setMarkIn(ctx, tx, now.row, asTime(heard))
+		case doubtful || place >= heard:
+			return nil
+		case place == 0:
+			if err := a.forgetPlaces(ctx, tx, now.row); err != nil {
+				return err
+			}
+		}
+		return raiseMarkIn(ctx, tx, now.row, asTime(heard))
 	})
 	if err != nil {
 		return err
 	}
+	if under {
+		a.ground = ground{}
+		return errSetBackUnder
+	}
 	if doubtful && acknowledgedBeyond(info, place) && !a.takeBack(ctx, place) {
 		return nil // and nothing is noted before it was
 	}
-	a.ground = now
+	if !doubtful {
+		place = max(place, heard)
+	}
+	a.ground, a.last = now, place
 	return nil
+}
+
+// forgetPlaces drops the consumer's places in streams that were made before that row's. A replica may not know the new stream yet.
+func (a *Attendance) forgetPlaces(ctx context.Context, tx db.Tx, row string) error {
+	prefix := "place/" + a.Durable + "/"
+	_, err := tx.Exec(ctx, `DELETE FROM event_mark WHERE substr(name, 1, $1) = $2 AND name < $3`, len(prefix), prefix, row)
+	return err
 }
 
 // acknowledgedBeyond says whether the consumer may have acknowledged that message or a later one.

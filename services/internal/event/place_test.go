@@ -2,6 +2,7 @@ package event
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -133,6 +134,7 @@ func TestPlaceInAnotherStream(t *testing.T) {
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
 		w := newOutbox(t, c)
 		w.process()
+		w.write(func(ctx context.Context, tx db.Tx) error { return setMarkIn(ctx, tx, "place/issuer-2/1", asTime(1)) })
 		w.lose()
 		w.publish(3)
 		p := process{w, nil, nil}
@@ -148,6 +150,96 @@ func TestPlaceInAnotherStream(t *testing.T) {
 		p.hears(1, 0)
 		p = w.process()
 		p.waits("the place was noted before it was heard", 1)
+		if n := w.count(`SELECT count(*) FROM event_mark WHERE name LIKE 'place/%'`); n != 2 {
+			t.Errorf("%d places, want that of the stream and another consumer's", n)
+		}
+	})
+}
+
+// late is a consumer of which something else asks before the answer is here.
+type late struct {
+	jetstream.Consumer
+	then func()
+}
+
+func (l late) Info(ctx context.Context) (*jetstream.ConsumerInfo, error) {
+	info, err := l.Consumer.Info(ctx)
+	l.then()
+	return info, err
+}
+
+// TestPlaceSetBack: a store is restored under a running process, and its server goes on. It begins anew, from its place.
+func TestPlaceSetBack(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newOutbox(t, c)
+		w.publish(3)
+		p := w.process()
+		p.hears(3, 0)
+		p.notes()
+		w.publish(2)
+		p.hears(2, 0)
+		p.notes()
+		restore := func(statement string) {
+			w.write(func(ctx context.Context, tx db.Tx) error { _, err := tx.Exec(ctx, statement); return err })
+		}
+		restore(`UPDATE event_mark SET at = 4 WHERE name LIKE 'place/%'`)
+		if err := p.a.notePlace(t.Context(), p.c); !errors.Is(err, errSetBackUnder) {
+			t.Errorf("it notes: %v", err)
+		}
+		begin := func() {
+			if _, err := p.a.Begin(t.Context(), p.c.CachedInfo().Config); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begin()
+		p.waits("it was restored", 2)
+		p.hears(2, 0)
+		p.notes()
+		begin()
+		p.waits("it was taken back once", 0)
+
+		restore(`DELETE FROM event_mark WHERE name LIKE 'place/%'`)
+		p.notes()
+		p.waits("it was restored to before its first place", 5)
+		p.hears(5, 0)
+		p.notes()
+
+		w.write(func(ctx context.Context, tx db.Tx) error {
+			row := p.a.ground.row
+			if err := raiseMarkIn(ctx, tx, row, asTime(3)); err != nil {
+				return err
+			}
+			at, err := markIn(ctx, tx, row)
+			if sequenceOf(at) != 6 {
+				t.Errorf("the place went back to %d", sequenceOf(at))
+			}
+			return err
+		})
+		replica := w.process()
+		w.publish(1)
+		slow := process{w, replica.a, late{replica.c, func() { p.hears(1, 0); p.notes() }}}
+		slow.notes()
+		p.notes()
+		p.waits("a replica has noted what was so before", 0)
+	})
+}
+
+// TestPlaceOfAnotherConsumer of that name, which has heard less, is not its own.
+func TestPlaceOfAnotherConsumer(t *testing.T) {
+	t.Parallel()
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		w := newOutbox(t, c)
+		w.publish(3)
+		p := w.process()
+		p.hears(3, 0)
+		p.notes()
+		if err := w.js.DeleteConsumer(t.Context(), StreamName, "issuer"); err != nil {
+			t.Fatal(err)
+		}
+		p = w.process()
+		p.hears(2, 0)
+		w.process().waits("it is taken back to where the other began", 3)
 	})
 }
 
@@ -232,7 +324,10 @@ func TestPlaceOfAnOlderBackup(t *testing.T) {
 			_, err := tx.Exec(ctx, `UPDATE event_mark SET at = at - 1 WHERE name = 'noted/issuer'`)
 			return err
 		})
-		w.process().waits("the store was set back further", 0)
+		if _, err := p.a.Begin(t.Context(), p.c.CachedInfo().Config); err != nil { // as when that is noticed under a running process
+			t.Fatal(err)
+		}
+		p.waits("the store was set back further", 0)
 		if w.begunAnew() == "" {
 			t.Error("the stream does not begin anew")
 		}

@@ -162,3 +162,9 @@ func setMarkIn(ctx context.Context, tx db.Tx, name string, at time.Time) error {
 	_, err := tx.Exec(ctx, `INSERT INTO event_mark (name, at) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET at = excluded.at`, name, db.FromTime(at))
 	return err
 }
+
+// raiseMarkIn is setMarkIn that leaves what is later, as another replica may have noted meanwhile.
+func raiseMarkIn(ctx context.Context, tx db.Tx, name string, at time.Time) error {
+	_, err := tx.Exec(ctx, `INSERT INTO event_mark (name, at) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET at = excluded.at WHERE event_mark.at < excluded.at`, name, db.FromTime(at))
+	return err
+}
