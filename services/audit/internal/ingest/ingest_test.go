@@ -144,6 +144,96 @@ func TestSecondWriterOfAsMany(t *testing.T) {
 	})
 }
 
+// TestIndexSetBack: the index is set back under a running recorder, as by a failover to a standby that was behind. It begins again from the
+// log, and records nothing twice.
+func TestIndexSetBack(t *testing.T) {
+	servicetest.EachStore(t, func(t *testing.T, c db.Config) {
+		p, err := openParts(t.Context(), t, t.TempDir(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeParts(t, p)
+		record := func(from, n int) {
+			t.Helper()
+			err := p.recorder.Record(t.Context(), facts(from, n))
+			for range 3 {
+				if errors.Is(err, errAgain) {
+					err = p.recorder.Record(t.Context(), facts(from, n))
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		indexed := func(want uint64) {
+			t.Helper()
+			for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+				n, err := p.store.Next(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n == want {
+					break
+				}
+				if time.Now().After(end) {
+					t.Fatalf("indexed are %d records, want %d", n, want)
+				}
+			}
+			p.recorder.mu.Lock()
+			defer p.recorder.mu.Unlock()
+			if err := p.recorder.settle(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		lose := func(blocks int) {
+			t.Helper()
+			err := p.db.Write(t.Context(), func(ctx context.Context, tx db.Tx) error {
+				for _, s := range []string{
+					`DELETE FROM block WHERE number >= $1`, `DELETE FROM event_position WHERE block >= $1`, `DELETE FROM term WHERE $1 = 0`,
+				} {
+					if _, err := tx.Exec(ctx, s, blocks); err != nil {
+						return err
+					}
+				}
+				tip, id := blocks*store.BlockSize, ""
+				if tip > 0 {
+					id = facts(tip-1, 1)[0].Head.ID
+				}
+				_, err := tx.Exec(ctx, `UPDATE log SET tip = $1, tip_event = $2`, tip, id)
+				return err
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		record(0, 10)
+		record(10, store.BlockSize)
+		indexed(store.BlockSize)
+		lose(0)
+		record(0, 20) // comes again
+		checkLog(t, p, 10+store.BlockSize, "set back to nothing")
+		indexed(store.BlockSize)
+
+		record(266, 3*store.BlockSize-266)
+		indexed(3 * store.BlockSize)
+		f, err := p.recorder.Begin(t.Context(), facts(3*store.BlockSize, 5))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lose(0)
+		if _, err := p.recorder.Begin(t.Context(), facts(0, 5)); !errors.Is(err, errAgain) {
+			t.Errorf("the next begins: %v", err)
+		}
+		if err := p.recorder.Finish(t.Context(), f); !errors.Is(err, errAgain) {
+			t.Errorf("the one before ends: %v", err)
+		}
+		record(3*store.BlockSize, 5)
+		record(0, 5)
+		checkLog(t, p, 3*store.BlockSize+5, "set back while records were on their way")
+		indexed(3 * store.BlockSize)
+	})
+}
+
 // TestTailIsBounded: while every write to the index fails, no more is recorded than the tail may hold, however often it is tried.
 func TestTailIsBounded(t *testing.T) {
 	servicetest.EachStore(t, func(t *testing.T, c db.Config) {

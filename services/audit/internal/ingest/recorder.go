@@ -285,6 +285,9 @@ func (r *Recorder) fresh(ctx context.Context, records []record.Encoded) ([]recor
 	if err != nil {
 		return nil, err
 	}
+	if next < r.from {
+		return nil, r.setBack(ctx)
+	}
 	if next != r.from && next != r.from+uint64(r.count) {
 		return nil, r.elsewhere(next)
 	}
@@ -414,7 +417,10 @@ func (r *Recorder) settle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if next < r.from || next > r.from+uint64(len(r.tail)) {
+	if next < r.from {
+		return r.setBack(ctx)
+	}
+	if next > r.from+uint64(len(r.tail)) {
 		return r.elsewhere(next)
 	}
 	tip, err := r.store.Tip(ctx)
@@ -442,6 +448,39 @@ func (r *Recorder) drop(count int) {
 	clear(r.tail[rest:])
 	r.tail = r.tail[:rest]
 	r.count = 0
+}
+
+// setBack begins again where the index ends, which knows less than it did: its database failed over to a standby, or was restored. What it
+// lacks is read from the log before anything is recorded. It gives the error of what was to be done.
+func (r *Recorder) setBack(ctx context.Context) error {
+	if r.writing != nil {
+		select {
+		case err := <-r.writing: // or it could add to what is found here
+			r.writing = nil
+			if err != nil {
+				r.log.InfoContext(ctx, "records that are in the log were not indexed", "records", r.count, "error", err)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	r.land()
+	if err := r.store.Adopt(ctx, r.ledger.Verifier()); err != nil {
+		return err
+	}
+	if err := r.check(ctx); err != nil {
+		return err
+	}
+	next, err := r.store.Next(ctx)
+	if err != nil {
+		return err
+	}
+	r.log.WarnContext(ctx, "the index knows less than it did: its database failed over to a standby that was behind, or was restored. What it lacks is read from the log", "from", next, "known", r.from)
+	r.look.Lock()
+	defer r.look.Unlock()
+	clear(r.ids)
+	r.from, r.tail, r.count, r.lost = next, nil, 0, false
+	return errAgain
 }
 
 func (r *Recorder) elsewhere(next uint64) error {
