@@ -174,7 +174,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newServerCreds(cfg.Sources, cfg.Default, cfg.Now, cfg.Log)),
 		grpc.ChainStreamInterceptor(s.stream),
-		grpc.MaxRecvMsgSize(cfg.Limits.MessageSize),
+		grpc.MaxRecvMsgSize(cfg.Limits.MessageSize), grpc.ForceServerCodecV2(newSparing()),
 		grpc.MaxConcurrentStreams(cfg.Limits.ConcurrentCalls),
 		grpc.MaxHeaderListSize(maxHeaderBytes), grpc.HeaderTableSize(0),
 		grpc.ConnectionTimeout(handshakeBound),
