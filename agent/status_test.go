@@ -54,6 +54,10 @@ func TestStatus(t *testing.T) {
 	says(dead, `NOT RUNNING\n  do       start the agent\n`, `systemctl start sallyport-agent`)
 	agent := w.launch(bin, config).Process
 	says(running, `CONNECTED since [^ ]*Z, last heard [^ ]*Z\n`)
+	end(agent, syscall.SIGTERM)
+	says(dead, `STOPPED since `)
+	agent = w.launch(bin, config).Process
+	says(running, `CONNECTED since `)
 	end(agent, syscall.SIGKILL)
 	says(dead, `NOT RUNNING, last heard [^ ]*Z\n  do .*it was not told to stop`)
 	w.Fail("Subscribe", func() error {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -50,21 +51,38 @@ func FuzzKept(f *testing.F) {
 	})
 }
 
-// FuzzWish takes any id of a request: one that is the deployer's is of one attempt.
+// FuzzWish takes any id of a request: one that is the deployer's has seven parts, of which the last are numbers that fit, and stands for
+// exactly those.
 func FuzzWish(f *testing.F) {
 	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-12-3")
-	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13--1-3")
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-9223372036854775807-2147483647")
 	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-9223372036854775808-3")
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-3-2147483648")
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-12-3-4")
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13-12-x")
+	f.Add("01a200d9-7893-72c4-9192-11f81d9b2e13--1-3")
 	f.Add("wish-of-a-tool")
 	f.Fuzz(func(t *testing.T, id string) {
-		w, ours := parseWish(id)
-		if !ours {
-			return
+		var want wish
+		parts := sevenParts.FindStringSubmatch(id)
+		fits := parts != nil && scan(parts[2], &want.generation) && scan(parts[3], &want.attempt)
+		if fits {
+			want.assignment = parts[1]
+		} else {
+			want = wish{}
 		}
-		if again, ours := parseWish(fmt.Sprintf("%s-%d-%d", w.assignment, w.generation, w.attempt)); !ours || again != w || w.generation < 0 || w.attempt < 0 {
-			t.Fatalf("%q is %+v, and then %+v", id, w, again)
+		if w, ours := parseWish(id); ours != fits || w != want {
+			t.Fatalf("%q is %+v, %t; want %+v, %t", id, w, ours, want, fits)
 		}
 	})
+}
+
+var sevenParts = regexp.MustCompile(`^((?:[^-]*-){4}[^-]*)-(\+?[0-9]+)-(\+?[0-9]+)$`)
+
+// scan reads a number if it fits.
+func scan(text string, into any) bool {
+	_, err := fmt.Sscan(strings.TrimLeft(text, "+0"), into)
+	return err == nil || strings.Trim(text, "+0") == ""
 }
 
 // FuzzHeadSize reads any text as a checkpoint that nobody has verified. One that is signed, whoever signed it, has the size that its

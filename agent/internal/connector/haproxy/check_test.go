@@ -203,18 +203,34 @@ func TestHostsOwnCAs(t *testing.T) {
 	}
 }
 
-// A refusal is HAProxy's of the host's configuration alone, in the same words.
+// A refusal is HAProxy's of the host's configuration alone, in the same words, also where it has refused ours in others.
 func TestRefusedInTheSameWords(t *testing.T) {
-	a := prepare(t, real, nil)
-	a.Break()
-	out, err := byHand(t, a.Config)
-	if err == nil {
-		t.Fatal("HAProxy accepts nonsense")
+	for _, binary := range []string{real, asOld(t)} {
+		a := prepare(t, binary, nil)
+		a.Break()
+		out, err := byHand(t, a.Config)
+		if err == nil {
+			t.Fatal("HAProxy accepts nonsense")
+		}
+		want := plainWords(fmt.Sprintf("%s: %v: %s", binary, err, strings.Join(strings.Split(strings.TrimSpace(out), "\n"), "; ")))
+		if said := plainWords(a.check()); said != want {
+			t.Errorf("checked: %q\nwant     %q", said, want)
+		}
 	}
-	want := plainWords(fmt.Sprintf("%s: %v: %s", real, err, strings.Join(strings.Split(strings.TrimSpace(out), "\n"), "; ")))
-	if said := plainWords(a.check()); said != want {
-		t.Errorf("checked: %q\nwant     %q", said, want)
+}
+
+// asOld is the path of a HAProxy that knows nothing of an HTTP client's CAs.
+func asOld(t *testing.T) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
 	}
+	old := filepath.Join(t.TempDir(), oldHAProxy)
+	if err := os.Symlink(self, old); err != nil {
+		t.Fatal(err)
+	}
+	return old
 }
 
 var ids = regexp.MustCompile(`\([0-9]+\)`)
@@ -261,14 +277,7 @@ func TestFallsBack(t *testing.T) {
 			t.Errorf("asked: %q, want %q", got, want)
 		}
 	}
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	old := filepath.Join(t.TempDir(), oldHAProxy)
-	if err := os.Symlink(self, old); err != nil {
-		t.Fatal(err)
-	}
+	old := asOld(t)
 	refuses(prepare(t, old, nil), old+".log")
 
 	script := filepath.Join(t.TempDir(), "script")

@@ -39,6 +39,8 @@ func FuzzStaged(f *testing.F) {
 	}
 	f.Add([]byte(`[{"name":""},{"name":"."},{"name":"tls"},{"name":"a\u0000"}]`), uint8(0b10_01_00))
 	f.Add([]byte("null"), uint8(0))
+	f.Add([]byte(`[{"name":1}]`), uint8(0))
+	f.Add([]byte(`[{"name":"site.crt"}`), uint8(0))
 	f.Fuzz(func(t *testing.T, data []byte, order uint8) {
 		files, err := decode(data)
 		if err != nil {
