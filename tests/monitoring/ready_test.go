@@ -136,6 +136,44 @@ func TestBrokerAway(t *testing.T) {
 	must(t, d.Stop())
 }
 
+// TestBrokerSilent: a broker whose packets come nowhere any more, as when its machine has lost its power, is not taken for one that
+// is there, and is given up soon, so that its service goes to the next one of a cluster.
+func TestBrokerSilent(t *testing.T) {
+	t.Parallel()
+	d := newInventory(t)
+	readiness(t, http.StatusOK, "ok    inventory broker")
+	table := "silent" + strings.ReplaceAll(machine(t), ".", "_")
+	nft := func(rules string) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("nft: %v: %s", err, out)
+		}
+	}
+	nft(fmt.Sprintf(`table inet %s {
+	chain in {
+		type filter hook input priority 0; policy accept;
+		ip daddr %[2]s tcp dport 4222 drop
+		ip saddr %[2]s tcp sport 4222 drop
+	}
+}
+`, table, machine(t)))
+	begun := time.Now()
+	readiness(t, http.StatusServiceUnavailable, "FAILS inventory broker: the event broker is not connected")
+	alive(t)
+	must(t, lab.Await(t.Context(), patience, "the connection to be given up", func() error {
+		if !strings.Contains(d.Output(), `msg="NATS is away"`) {
+			return errors.New("not yet")
+		}
+		return nil
+	}))
+	t.Logf("given up after %s", time.Since(begun).Round(time.Second))
+	nft("delete table inet " + table)
+	readiness(t, http.StatusOK, "ok    inventory broker")
+	must(t, d.Stop())
+}
+
 // TestIdentityEnds: a daemon whose SVID has run out is not ready, until it has a new one.
 func TestIdentityEnds(t *testing.T) {
 	t.Parallel()

@@ -279,6 +279,7 @@ func connect(c NATS, src identity.Source, name string, log *slog.Logger) (*nats.
 		nats.MaxReconnects(-1),
 		nats.ReconnectWait(time.Second),
 		nats.ReconnectJitter(time.Second, time.Second),
+		nats.SetCustomDialer(dialer{}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil {
 				log.Warn("NATS is away", "error", err)
@@ -292,6 +293,19 @@ func connect(c NATS, src identity.Source, name string, log *slog.Logger) (*nats.
 		return nil, fmt.Errorf("connecting to NATS: %w", err)
 	}
 	return conn, nil
+}
+
+// dialBound is how long a broker may take to accept a connection.
+const dialBound = 5 * time.Second
+
+// dialer notices brokers that fall silent, as those do whose machine has lost its power: by itself the client waits for minutes
+// before it goes to the next.
+type dialer struct{}
+
+func (dialer) Dial(_, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), dialBound)
+	defer cancel()
+	return rpc.Direct(ctx, address)
 }
 
 // NATSService is the last part of the SPIFFE ID that a broker must show: spiffe://<trust domain>/service/nats.
