@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -142,7 +143,60 @@ func TestBrokerSilent(t *testing.T) {
 	t.Parallel()
 	d := newInventory(t)
 	readiness(t, http.StatusOK, "ok    inventory broker")
-	table := "silent" + strings.ReplaceAll(machine(t), ".", "_")
+	back := silence(t, 4222)
+	begun := time.Now()
+	readiness(t, http.StatusServiceUnavailable, "FAILS inventory broker: the event broker is not connected")
+	alive(t)
+	must(t, lab.Await(t.Context(), patience, "the connection to be given up", func() error {
+		if !strings.Contains(d.Output(), `msg="NATS is away"`) {
+			return errors.New("not yet")
+		}
+		return nil
+	}))
+	t.Logf("given up after %s", time.Since(begun).Round(time.Second))
+	back()
+	readiness(t, http.StatusOK, "ok    inventory broker")
+	must(t, d.Stop())
+}
+
+// TestDatabaseSilent: the same of a PostgreSQL, whose idle connections are given up too: what takes one of those would wait.
+func TestDatabaseSilent(t *testing.T) {
+	t.Parallel()
+	l := newLab(t)
+	const port = 5432
+	at := machine(t)
+	ok(l.PostgresServer(t.Context(), "postgres", "listen_addresses="+at, fmt.Sprintf("port=%d", port)))(t)
+	dsn := fmt.Sprintf("host=%s port=%d user=postgres dbname=postgres sslmode=disable", at, port)
+	ok(l.Serve(t.Context(), "control", lab.ServeOptions{Config: config(t) + fmt.Sprintf("database: {driver: postgres, dsn: %q}\n", dsn)}))(t)
+	readiness(t, http.StatusOK, "ready")
+	connections := func() (n int) {
+		remote := fmt.Sprintf(" %02X00007F:%04X 01 ", netip.MustParseAddr(at).As4()[3], port) // established, proc(5)
+		return strings.Count(string(ok(os.ReadFile("/proc/net/tcp"))(t)), remote)
+	}
+	if connections() == 0 {
+		t.Fatal("there is no connection to give up")
+	}
+
+	back := silence(t, port)
+	begun := time.Now()
+	readiness(t, http.StatusServiceUnavailable, "FAILS inventory database: the database does not answer")
+	alive(t)
+	must(t, lab.Await(t.Context(), patience, "the connections to be given up", func() error {
+		if n := connections(); n > 0 {
+			return fmt.Errorf("%d stay", n)
+		}
+		return nil
+	}))
+	t.Logf("given up after %s", time.Since(begun).Round(time.Second))
+	back()
+	readiness(t, http.StatusOK, "ready")
+}
+
+// silence has the packets to and from a port of the test's machine come nowhere, until back.
+func silence(t *testing.T, port int) (back func()) {
+	t.Helper()
+	at := machine(t)
+	table := "silent" + strings.ReplaceAll(at, ".", "_")
 	nft := func(rules string) {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "nft", "-f", "-")
@@ -154,24 +208,12 @@ func TestBrokerSilent(t *testing.T) {
 	nft(fmt.Sprintf(`table inet %s {
 	chain in {
 		type filter hook input priority 0; policy accept;
-		ip daddr %[2]s tcp dport 4222 drop
-		ip saddr %[2]s tcp sport 4222 drop
+		ip daddr %[2]s tcp dport %[3]d drop
+		ip saddr %[2]s tcp sport %[3]d drop
 	}
 }
-`, table, machine(t)))
-	begun := time.Now()
-	readiness(t, http.StatusServiceUnavailable, "FAILS inventory broker: the event broker is not connected")
-	alive(t)
-	must(t, lab.Await(t.Context(), patience, "the connection to be given up", func() error {
-		if !strings.Contains(d.Output(), `msg="NATS is away"`) {
-			return errors.New("not yet")
-		}
-		return nil
-	}))
-	t.Logf("given up after %s", time.Since(begun).Round(time.Second))
-	nft("delete table inet " + table)
-	readiness(t, http.StatusOK, "ok    inventory broker")
-	must(t, d.Stop())
+`, table, at, port))
+	return func() { t.Helper(); nft("delete table inet " + table) }
 }
 
 // TestIdentityEnds: a daemon whose SVID has run out is not ready, until it has a new one.

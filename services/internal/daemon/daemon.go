@@ -80,9 +80,9 @@ func (c Config) Validate() error {
 	if c.NATS.URL == "" {
 		return fault.Invalid("nats.url", `must not be empty: give the brokers, such as "tls://nats:4222"`)
 	}
-	for _, u := range strings.Split(c.NATS.URL, ",") {
-		if !strings.HasPrefix(u, "tls://") {
-			return fault.Invalid("nats.url", "%q: want tls://host:port", u)
+	for n, u := range strings.Split(c.NATS.URL, ",") {
+		if !strings.HasPrefix(u, "tls://") { // there may be a password in it
+			return fault.Invalid("nats.url", "broker %d of the list: want tls://host:port", n+1)
 		}
 	}
 	if r := c.NATS.Replicas; r != 0 && r != 1 && r != 3 && r != 5 {

@@ -234,13 +234,13 @@ func TestValidate(t *testing.T) {
 		"listen":        func(c *Config) { c.Listen = "8443" },
 		"identity":      func(c *Config) { c.Identity.WorkloadAPI = "unix:///s" },
 		"identity: ":    func(c *Config) { c.Identity = Identity{} },
-		"nats.url":      func(c *Config) { c.NATS.URL = "nats://a:4222" },
+		"nats.url":      func(c *Config) { c.NATS.URL = "nats://u:secret@a:4222" },
 		"nats.replicas": func(c *Config) { c.NATS.Replicas = 2 },
 		"log":           func(c *Config) { c.Log.Level = "loud" },
 	} {
 		c := good
 		change(&c)
-		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if err := c.Validate(); err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "secret") {
 			t.Errorf("%s: got %v", want, err)
 		}
 	}

@@ -53,7 +53,7 @@ func (c Config) LogValue() slog.Value {
 	dsn := c.DSN
 	if scheme, _, ok := strings.Cut(dsn, "://"); ok {
 		dsn = scheme + "://..."
-	} else if c.Driver != SQLite && dsn != "" {
+	} else if dsn != "" && (c.Driver != SQLite || strings.Contains(dsn, "=")) { // the other kind's, with the wrong driver
 		dsn = "..."
 	}
 	return slog.GroupValue(slog.String("driver", c.Driver), slog.String("dsn", dsn))

@@ -8,7 +8,9 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"math/rand/v2"
+	"net"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,11 +18,14 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
+
+	"github.com/sallyport-pki/sallyport/internal/rpc"
 )
 
 const (
 	postgresConns = 16
-	maxRepeats    = 20 // of a transaction that met a serialization failure or deadlock
+	nextServer    = 5 * time.Second // for a server to let us in, where the connection string names others and no connect_timeout
+	maxRepeats    = 20              // of a transaction that met a serialization failure or deadlock
 )
 
 func openPostgres(ctx context.Context, d *DB, dsn string, migrations fs.FS, service string) error {
@@ -33,12 +38,27 @@ func openPostgres(ctx context.Context, d *DB, dsn string, migrations fs.FS, serv
 	if c.RuntimeParams["application_name"] == "" {
 		c.RuntimeParams["application_name"] = "sallyport-" + service
 	}
+	c.DialFunc = noticing(c.DialFunc)
+	if c.ConnectTimeout == 0 && slices.ContainsFunc(c.Fallbacks, func(f *pgconn.FallbackConfig) bool { return f.Host != c.Host }) {
+		c.ConnectTimeout = nextServer
+	}
 	d.writes = stdlib.OpenDB(*c, stdlib.OptionAfterConnect(awaitDisk))
 	d.reads = d.writes
 	d.writes.SetMaxOpenConns(postgresConns)
 	d.writes.SetMaxIdleConns(postgresConns)
 	d.writes.SetConnMaxIdleTime(5 * time.Minute)
 	return d.classify(ctx, setUpPostgres(ctx, d.writes, migrations, d.name, service))
+}
+
+// noticing dials so that a server which falls silent, as one does whose machine has lost its power, is given up within seconds: by
+// themselves its idle connections stay for minutes, and what waits for an answer for a quarter of an hour.
+func noticing(socket pgconn.DialFunc) pgconn.DialFunc {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		if network != "tcp" {
+			return socket(ctx, network, address)
+		}
+		return rpc.Direct(ctx, address)
+	}
 }
 
 // quoted is a part of the connection string in what is wrong with it: with a password that is not encoded, a part of that.

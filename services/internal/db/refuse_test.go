@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/sallyport-pki/sallyport/internal/fault"
 	"github.com/sallyport-pki/sallyport/services/internal/db"
@@ -303,6 +304,31 @@ func TestPostgresUnreachable(t *testing.T) {
 	}
 }
 
+// Where two servers are named and the first says nothing, the second is asked before a caller has lost his patience.
+func TestPostgresFirstIsSilent(t *testing.T) {
+	t.Parallel() // it waits
+	c := servicetest.Postgres(t)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = silent.Close() }()
+	_, port, err := net.SplitHostPort(silent.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.DSN = strings.Replace(c.DSN, "host=", "host=127.0.0.1,", 1) + " port=" + port + ",5432"
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	d, err := db.Open(ctx, c, migrations, "inventory")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // What is wrong with a connection string is told without the password in it, in whatever form pgx takes one.
 func TestPostgresPasswordIsNotTold(t *testing.T) {
 	for _, dsn := range []string{
@@ -314,6 +340,14 @@ func TestPostgresPasswordIsNotTold(t *testing.T) {
 		if strings.Contains(fmt.Sprint(err), "hunt") {
 			t.Errorf("%s: %v", dsn, err)
 		}
+		for _, driver := range []string{db.Postgres, db.SQLite} { // a wrong driver is found only after that
+			if logged := (db.Config{Driver: driver, DSN: dsn}).LogValue().String(); strings.Contains(logged, "hunt") {
+				t.Errorf("%s: logged as %s", dsn, logged)
+			}
+		}
+	}
+	if path := "/var/lib/sallyport/issuer.db"; !strings.Contains((db.Config{Driver: db.SQLite, DSN: path}).LogValue().String(), path) {
+		t.Error("the path of a SQLite database is not logged")
 	}
 }
 

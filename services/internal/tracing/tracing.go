@@ -75,7 +75,10 @@ func (c Config) Validate() error {
 // address is host:port, and whether it is reached without TLS.
 func (c Config) address() (address string, plain bool, err error) {
 	u, err := url.Parse(c.Endpoint)
-	if err != nil || u.Host == "" || u.Port() == "" || u.Path != "" || u.RawQuery != "" || u.User != nil || u.Scheme != "https" && u.Scheme != "http" {
+	if err != nil || u.User != nil { // there may be a password in it
+		return "", false, fault.Invalid("tracing.endpoint", `want "https://host:port", or "http://127.0.0.1:port", without a user`)
+	}
+	if u.Host == "" || u.Port() == "" || u.Path != "" || u.RawQuery != "" || u.Scheme != "https" && u.Scheme != "http" {
 		return "", false, fault.Invalid("tracing.endpoint", `%q: want "https://host:port", or "http://127.0.0.1:port"`, c.Endpoint)
 	}
 	plain = u.Scheme == "http"

@@ -50,13 +50,14 @@ func TestValidate(t *testing.T) {
 		{Config{Endpoint: "collector:4317"}, "tracing.endpoint"},
 		{Config{Endpoint: "https://collector"}, "tracing.endpoint"},
 		{Config{Endpoint: "https://user:secret@collector:4317"}, "tracing.endpoint"},
+		{Config{Endpoint: "https://user:secret@%zz:4317"}, "tracing.endpoint"},
 		{Config{Endpoint: "https://collector:4317/v1/traces"}, "tracing.endpoint"},
 		{Config{CA: "/x"}, "tracing.endpoint"},
 		{Config{Endpoint: "https://collector:4317", Sample: 1.5}, "tracing.sample"},
 		{Config{Endpoint: "https://collector:4317", Sample: -1}, "tracing.sample"},
 	} {
 		err := tt.c.Validate()
-		if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+		if (err == nil) != (tt.want == "") || err != nil && (!strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "secret")) {
 			t.Errorf("%+v: %v, want %q", tt.c, err, tt.want)
 		}
 	}
