@@ -50,10 +50,10 @@ type call struct {
 	span   *trace.Active // unary calls only: a stream is no piece of work
 }
 
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	end := s.cfg.Meter.Begin(info.FullMethod, false)
+func (s *Server) unary(ctx context.Context, method string, handler func(context.Context) (any, error)) (resp any, err error) {
+	end := s.cfg.Meter.Begin(method, false)
 	defer func() { end(status.Code(err)) }()
-	ctx, c := s.begin(ctx, info.FullMethod)
+	ctx, c := s.begin(ctx, method)
 	ctx = c.beginSpan(ctx)
 	defer func() { err = c.end(ctx, recover(), err) }()
 	if err := c.admit(ctx); err != nil {
@@ -61,7 +61,7 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 	}
 	ctx, cancel := unaryDeadline(ctx)
 	defer cancel()
-	return handler(ctx, req)
+	return handler(ctx)
 }
 
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {

@@ -44,16 +44,14 @@ func (e *echo) register(r grpc.ServiceRegistrar) {
 	r.RegisterService(&grpc.ServiceDesc{
 		ServiceName: echoService,
 		HandlerType: (*any)(nil),
-		Methods: []grpc.MethodDesc{{MethodName: "Echo", Handler: func(srv any, ctx context.Context, dec func(any) error, in grpc.UnaryServerInterceptor) (any, error) {
+		Methods: []grpc.MethodDesc{{MethodName: "Echo", Handler: func(_ any, ctx context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 			req := new(wrapperspb.StringValue)
 			e.read.Add(1)
 			if err := dec(req); err != nil {
 				return nil, err
 			}
-			return in(ctx, req, &grpc.UnaryServerInfo{Server: srv, FullMethod: echoMethod}, func(ctx context.Context, req any) (any, error) {
-				out, err := e.unary(ctx, req.(*wrapperspb.StringValue).Value)
-				return wrapperspb.String(out), err
-			})
+			out, err := e.unary(ctx, req.Value)
+			return wrapperspb.String(out), err
 		}}},
 		Streams: []grpc.StreamDesc{{StreamName: "Watch", ServerStreams: true, Handler: func(_ any, ss grpc.ServerStream) error {
 			req := new(wrapperspb.StringValue)

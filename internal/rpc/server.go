@@ -205,19 +205,14 @@ func (a admitting) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	own := *desc
 	own.Methods = slices.Clone(desc.Methods)
 	for i, m := range own.Methods {
-		info := &grpc.UnaryServerInfo{FullMethod: "/" + desc.ServiceName + "/" + m.MethodName}
+		method := "/" + desc.ServiceName + "/" + m.MethodName
 		own.Methods[i].Handler = func(srv any, ctx context.Context, decode func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
-			return a.s.unary(ctx, nil, info, func(ctx context.Context, _ any) (any, error) {
-				return m.Handler(srv, ctx, func(into any) error { return unread(decode(into)) }, straight)
+			return a.s.unary(ctx, method, func(ctx context.Context) (any, error) {
+				return m.Handler(srv, ctx, func(into any) error { return unread(decode(into)) }, nil)
 			})
 		}
 	}
 	a.s.grpc.RegisterService(&own, impl)
-}
-
-// straight is the interceptor of a call that has been through the chain.
-func straight(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	return handler(ctx, req)
 }
 
 // unread says for our log and metrics why a request could not be had. The caller has grpc's own words for it already.
