@@ -142,6 +142,7 @@ func (p *plant) enrol() *machine {
 		"sallyport.example.com:8443": p.entry.address, "/var/lib/sallyport-agent": filepath.Join(p.state, "agent"),
 		"/etc/nginx/tls": site.TLSDir, "/etc/nginx/nginx.conf": site.Config, "/run/nginx.pid": site.PIDFile, "/etc/pki/services": files,
 		"/usr/bin/systemctl, reload, postfix": "/bin/true", "listen: :80": "listen: 127.0.0.1:0",
+		"connectors:": "scan: {listeners: \"off\"} # it would find our own\nconnectors:",
 	})
 	a := &hostAgent{p: p, command: lab.Command{Name: "agent", Path: filepath.Join(cmp.Or(p.agent, p.Bin), "sallyport-agent"), Args: []string{"run", "--config", config}}}
 	token := filepath.Join(p.Dir, "token")
