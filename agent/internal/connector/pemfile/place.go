@@ -3,7 +3,6 @@ package pemfile
 import (
 	"context"
 	"crypto/x509"
-	"errors"
 	"time"
 
 	"github.com/sallyport-pki/sallyport/agent/internal/connector"
@@ -140,8 +139,10 @@ func (p *Place) Activate(ctx context.Context, staged connector.Staged) error {
 		return fault.New(fault.Precondition, connector.ReasonConfigRefused, "the server refuses its configuration with the new pair: %w", refused)
 	case first && dead != nil: // it could not start without the pair
 		return nil
+	case dead != nil:
+		return dead
 	}
-	return errors.Join(dead, told)
+	return told
 }
 
 // Restore puts the old files back and reloads a server that runs and accepts
