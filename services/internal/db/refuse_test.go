@@ -275,17 +275,24 @@ func TestPostgresSchemas(t *testing.T) {
 	}
 }
 
+// silent is the port of a server that takes connections and says nothing.
+func silent(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
+}
+
 func TestPostgresUnreachable(t *testing.T) {
 	c := servicetest.Postgres(t)
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = silent.Close() }()
-	_, port, err := net.SplitHostPort(silent.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	port := silent(t)
 	for name, want := range map[string]struct {
 		dsn   string
 		kind  fault.Kind
@@ -308,15 +315,7 @@ func TestPostgresUnreachable(t *testing.T) {
 func TestPostgresFirstIsSilent(t *testing.T) {
 	t.Parallel() // it waits
 	c := servicetest.Postgres(t)
-	silent, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = silent.Close() }()
-	_, port, err := net.SplitHostPort(silent.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	port := silent(t)
 	c.DSN = strings.Replace(c.DSN, "host=", "host=127.0.0.1,", 1) + " port=" + port + ",5432"
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

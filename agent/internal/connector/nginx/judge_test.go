@@ -54,15 +54,22 @@ func judged(t *testing.T) (s *connectortest.Server, place connector.Place, old, 
 	}
 }
 
-// TestToldAtOnce: nginx, which checks for itself what it loads, does not wait for our check.
-func TestToldAtOnce(t *testing.T) {
-	s, place, _, fresh, verdict := judged(t)
-	staged, err := place.Stage(t.Context(), fresh)
+// activate stages the pair and begins to activate it.
+func activate(t *testing.T, place connector.Place, pair connector.Pair) (connector.Staged, <-chan error) {
+	t.Helper()
+	staged, err := place.Stage(t.Context(), pair)
 	if err != nil {
 		t.Fatal(err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- place.Activate(t.Context(), staged) }()
+	return staged, done
+}
+
+// TestToldAtOnce: nginx, which checks for itself what it loads, does not wait for our check.
+func TestToldAtOnce(t *testing.T) {
+	s, place, _, fresh, verdict := judged(t)
+	_, done := activate(t, place, fresh)
 	s.MustShow(fresh)
 	select {
 	case err := <-done:
@@ -82,12 +89,7 @@ func TestToldAtOnce(t *testing.T) {
 // the agent's check read less than nginx, nginx comes back to the old pair.
 func TestCheckRefusesWhatNginxTakes(t *testing.T) {
 	s, place, old, fresh, verdict := judged(t)
-	staged, err := place.Stage(t.Context(), fresh)
-	if err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- place.Activate(t.Context(), staged) }()
+	staged, done := activate(t, place, fresh)
 	s.MustShow(fresh)
 	verdict(false)
 	if err := <-done; fault.Of(err).Reason != connector.ReasonConfigRefused {
